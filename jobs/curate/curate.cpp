@@ -1,0 +1,484 @@
+#include "jobs/curate/curate.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "comm/coordinate.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "curation/deduplicate.hpp"
+#include "curation/retrieve.hpp"
+#include "curation/score.hpp"
+#include "curation/sources.hpp"
+#include "data/packed.hpp"
+#include "io/sharded_array.hpp"
+#include "jobs/curate/features.hpp"
+#include "jobs/run_directory.hpp"
+#include "model/weights.hpp"
+#include "search/rows.hpp"
+
+namespace allosaur::jobs {
+namespace {
+
+namespace fs = std::filesystem;
+using curation::Fate;
+using nlohmann::json;
+
+/// The images in the order in which they are numbered: first the pool, then the curated sets, then references.
+struct Images {
+  curation::Sources all, without_references;
+  std::int64_t pool = 0, curated = 0, references = 0;
+
+  bool in_pool(std::int64_t row) const { return row < pool; }
+  bool is_curated(std::int64_t row) const { return row >= pool && row < pool + curated; }
+};
+
+struct Config {
+  std::vector<std::string> pool, curated, references;
+  std::optional<double> duplicate_threshold, reference_threshold;  // none: calibrated
+  std::int64_t duplicate_k = 0;
+  curation::RetrievalConfig retrieval;
+  features::ExtractConfig extract;
+  std::unique_ptr<model::VisionTransformer> copy_backbone, similarity_backbone;  // may be none
+};
+
+std::optional<double> read_threshold(const core::Options& options, std::string_view key) {
+  const std::string& text = options.text(key);
+  if (text == "auto") return {};
+  std::size_t used = 0;
+  double value = 0;
+  try {
+    value = std::stod(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  if (used == 0 || used != text.size() || !(value > 0 && value < 1)) {
+    throw core::UsageError(fmt::format("{} = {} must be auto, or a similarity between 0 and 1.", key, text));
+  }
+  return value;
+}
+
+Config read_config(const Context& context) {
+  const core::Options& options = context.options;
+  const auto at_least = [&](std::string_view key, std::int64_t least) {
+    if (options.integer(key) >= least) return options.integer(key);
+    throw core::UsageError(fmt::format("{} = {} must be at least {}.", key, options.integer(key), least));
+  };
+  Config config{.pool = {options.text("curate.pool")},
+                .curated = options.get<std::vector<std::string>>("curate.curated"),
+                .references = options.get<std::vector<std::string>>("curate.reference"),
+                .duplicate_threshold = read_threshold(options, "curate.dedup_threshold"),
+                .reference_threshold = read_threshold(options, "curate.reference_threshold"),
+                .duplicate_k = at_least("curate.dedup_k", 1),
+                .retrieval = {.k = at_least("curate.k", 1), .target = at_least("curate.target", 0)},
+                .extract = {.resize = static_cast<int>(at_least("curate.resize", 1)),
+                            .crop = static_cast<int>(at_least("curate.crop", 1)),
+                            .batch = static_cast<int>(at_least("curate.batch", 1)),
+                            .threads = context.threads},
+                .copy_backbone = {},
+                .similarity_backbone = {}};
+  if (config.pool.front().empty())
+    throw core::UsageError("curate.pool is not given: name a folder of images, or packed images.");
+  if (const std::string& file = options.text("curate.copy_weights"); !file.empty()) {
+    if (!config.duplicate_threshold) {
+      throw core::UsageError(
+          "With curate.copy_weights, curate.dedup_threshold must be a number: the calibrated one is the training-free "
+          "descriptor's.");
+    }
+    config.copy_backbone = model::load_backbone(file);
+  }
+  if (const std::string& file = options.text("curate.similarity_weights"); !file.empty()) {
+    config.similarity_backbone = model::load_backbone(file);
+  }
+  return config;
+}
+
+curation::DeduplicationConfig read_thresholds(const Config& config,
+                                              const std::optional<curation::Calibration>& calibrated) {
+  curation::DeduplicationConfig result{.k = config.duplicate_k};
+  result.duplicate_threshold = config.duplicate_threshold ? *config.duplicate_threshold : calibrated->threshold;
+  result.reference_threshold = config.reference_threshold.value_or(result.duplicate_threshold);
+  if (result.reference_threshold > result.duplicate_threshold) {
+    throw core::UsageError(
+        fmt::format("curate.reference_threshold = {} must not be above curate.dedup_threshold, which is {}.",
+                    result.reference_threshold, result.duplicate_threshold));
+  }
+  return result;
+}
+
+Images open_images(comm::Communicator& world, const Config& config) {
+  Images images;
+  const auto add = [&](const std::vector<std::string>& sources, const std::string& name, bool reference) {
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      const auto dataset = data::open_dataset(world, sources[i], /*labelled=*/false);
+      const std::string unique_name = sources.size() == 1 ? name : fmt::format("{}{}", name, i + 1);
+      images.all.add(unique_name, dataset);
+      if (!reference) images.without_references.add(unique_name, dataset);
+      total += dataset->size();
+    }
+    return total;
+  };
+  images.pool = add(config.pool, "pool", false);
+  images.curated = add(config.curated, "curated", false);
+  images.references = add(config.references, "reference", true);
+  return images;
+}
+
+/// An image of this rank that the result holds: a curated one as it is, or a retrieved one.
+struct Chosen {
+  std::int64_t row, nearest;
+  float similarity;
+};
+
+/// Collective. Retrieves from what is left of the pool. The rows of `features` lie in another split of the images than
+/// those of `map`: fates are asked for, and what is chosen is brought to the rank that owns it.
+std::vector<Chosen> retrieve_images(Context& context, const Images& images, const search::RowMap& map,
+                                    const std::vector<Fate>& fates, const SimilarityFeatures& features,
+                                    const curation::RetrievalConfig& config, curation::Retrieval& retrieval) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(features.rows.size(0)));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = features.first + static_cast<std::int64_t>(i);
+  const std::vector<Fate> fate_of = map.fetch(fates, rows);
+  std::vector<std::int64_t> queries, query_rows, pool, pool_rows;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (fate_of[i] != Fate::kept || !(images.in_pool(rows[i]) || images.is_curated(rows[i]))) continue;
+    (images.in_pool(rows[i]) ? pool : queries).push_back(static_cast<std::int64_t>(i));
+    (images.in_pool(rows[i]) ? pool_rows : query_rows).push_back(rows[i]);
+  }
+  const std::int64_t usable = context.world.sum(static_cast<std::int64_t>(queries.size()));
+  comm::coordinate(context.world, [&] {
+    if (usable == 0) throw core::InputError("None of the images that curate.curated names could be decoded.");
+  });
+  retrieval = curation::retrieve(context.world, features.rows.index_select(0, at::tensor(queries, at::kLong)),
+                                 query_rows, features.rows.index_select(0, at::tensor(pool, at::kLong)), config,
+                                 [&] { context.watchdog.feed(); });
+  std::vector<Chosen> chosen;
+  for (const curation::Retrieved& image : retrieval.images) {
+    chosen.push_back({pool_rows[static_cast<std::size_t>(image.place)], image.nearest, image.similarity});
+  }
+  for (const std::int64_t row : query_rows) chosen.push_back({row, row, 1.0F});
+  chosen = map.deliver(std::move(chosen));
+  std::ranges::sort(chosen, {}, &Chosen::row);
+  return chosen;
+}
+
+/// Without curated images: everything that deduplication leaves.
+std::vector<Chosen> choose_all(const Images& images, const search::RowMap& map, const std::vector<Fate>& fates) {
+  std::vector<Chosen> chosen;
+  for (std::size_t i = 0; i < fates.size(); ++i) {
+    const std::int64_t row = map.first() + static_cast<std::int64_t>(i);
+    if (fates[i] == Fate::kept && images.in_pool(row)) chosen.push_back({row, row, 1.0F});
+  }
+  return chosen;
+}
+
+/// Collective. `output`/results/decisions.h5: what became of every image, row by row.
+void write_decisions(comm::Communicator& world, const fs::path& index, const Images& images, const search::RowMap& map,
+                     const curation::Deduplication& deduplication, const std::vector<Chosen>& chosen) {
+  const auto n = map.rows();
+  const at::Tensor fate = at::empty({n}, at::kByte), cause = at::empty({n}, at::kLong),
+                   nearest = at::full({n}, -1, at::kLong), similarity = at::zeros({n}, at::kFloat);
+  std::vector<std::string> keys;
+  for (std::int64_t i = 0; i < n; ++i) {
+    keys.push_back(images.all.key(map.first() + i));
+    fate.mutable_data_ptr<std::uint8_t>()[i] =
+        static_cast<std::uint8_t>(deduplication.fates[static_cast<std::size_t>(i)]);
+    cause.mutable_data_ptr<std::int64_t>()[i] = deduplication.cause[static_cast<std::size_t>(i)];
+  }
+  for (const Chosen& image : chosen) {
+    nearest.mutable_data_ptr<std::int64_t>()[image.row - map.first()] = image.nearest;
+    similarity.mutable_data_ptr<float>()[image.row - map.first()] = image.similarity;
+  }
+  io::ShardedWriter writer(world, index);
+  writer.write_strings("key", keys);
+  writer.write("fate", fate);
+  writer.write("cause", cause);
+  writer.write("nearest", nearest);
+  writer.write("similarity", similarity);
+  writer.set_attribute("fates",
+                       "0 kept, 1 rejected, 2 duplicate (of row `cause`), 3 copy of a reference (row `cause`)");
+  writer.publish();
+}
+
+/// Collective. Packs the chosen images with their provenance; gives the number of images and bytes written over all
+/// ranks.
+std::array<std::int64_t, 2> write_images(Context& context, const fs::path& folder, const Images& images,
+                                         const std::vector<Chosen>& chosen) {
+  std::vector<std::int64_t> rows;
+  std::vector<std::string> stages, nearest;
+  std::vector<float> similarity;
+  for (const Chosen& image : chosen) {
+    rows.push_back(image.row);
+    stages.emplace_back(image.nearest == image.row ? "as is" : "retrieved");
+    nearest.push_back(images.all.key(image.nearest));
+    similarity.push_back(image.similarity);
+  }
+  comm::coordinate(context.world, [&] { core::make_directory(folder); });
+  core::Progress bar(context.log, "packing", static_cast<std::int64_t>(rows.size()), "images a rank");
+  const data::PackedResult packed =
+      data::write_packed(context.world, images.all, rows,
+                         {.strings = {{"stage", std::move(stages)}, {"nearest", std::move(nearest)}},
+                          .numbers = {{"similarity", at::tensor(similarity, at::kFloat)}}},
+                         folder / data::kPackedIndexName, context.threads, [&](std::int64_t done) {
+                           context.watchdog.feed();
+                           bar.update(done);
+                         });
+  bar.finish();
+  return {context.world.sum(packed.images), context.world.sum(packed.bytes)};
+}
+
+/// What results/curate.json holds of the run itself.
+json summarise(const Images& images, const std::optional<curation::Calibration>& calibration,
+               const curation::DeduplicationConfig& thresholds, const curation::Deduplication& found,
+               const curation::Retrieval& retrieval, std::int64_t written) {
+  json summary{{"pool", images.pool},
+               {"references", images.references},
+               {"rejected", found.rejected},
+               {"duplicates", found.duplicates},
+               {"reference_copies", found.reference_copies},
+               {"left", images.pool - found.rejected - found.duplicates - found.reference_copies},
+               {"k", retrieval.k},
+               {"retrieved", retrieval.total},
+               {"curated", images.curated == 0 ? 0 : written - retrieval.total},
+               {"images", written},
+               {"dedup_threshold", thresholds.duplicate_threshold},
+               {"reference_threshold", thresholds.reference_threshold},
+               {"duplicate_edges", found.edges},
+               {"least_edge_similarity", found.least_similarity},
+               {"mean_edge_similarity", found.mean_similarity},
+               {"components_by_size", json::array()}};
+  for (const auto& [size, count] : found.components) summary["components_by_size"].push_back({size, count});
+  if (calibration) {
+    summary["calibration"] = {{"copies_missed", calibration->copies_missed},
+                              {"strangers_joined", calibration->strangers_joined}};
+  }
+  return summary;
+}
+
+/// Local. Compares the written decisions with a truth file.
+json score_decisions(const fs::path& index, std::int64_t pool, const std::string& truth) {
+  constexpr std::string_view kPoolPrefix = "pool/";
+  const io::ShardedReader reader(index);
+  curation::Decisions decisions;
+  decisions.keys = reader.read_strings("key");
+  decisions.keys.resize(static_cast<std::size_t>(pool));
+  for (std::string& key : decisions.keys) key.erase(0, kPoolPrefix.size());
+  const at::Tensor fate = reader.read("fate", 0, pool), cause = reader.read("cause", 0, pool),
+                   nearest = reader.read("nearest", 0, pool);
+  for (std::int64_t i = 0; i < pool; ++i) {
+    decisions.fates.push_back(static_cast<Fate>(fate.const_data_ptr<std::uint8_t>()[i]));
+    decisions.cause.push_back(cause.const_data_ptr<std::int64_t>()[i]);
+    decisions.retrieved.push_back(nearest.const_data_ptr<std::int64_t>()[i] >= 0);
+  }
+  const curation::Score score = curation::score(decisions, truth);
+  return {{"copies_planted", score.planted},
+          {"copies_recall", score.recall},
+          {"copies_recall_by_kind", score.recall_by_kind},
+          {"duplicates_removed", score.removed},
+          {"duplicates_precision", score.precision},
+          {"broken_planted", score.broken},
+          {"broken_found", score.broken_found},
+          {"retrieved_on_topic", score.on_topic},
+          {"pool_on_topic", score.pool_on_topic}};
+}
+
+void report_duplicates(core::Log& log, const curation::Deduplication& found, std::int64_t pool) {
+  if (found.edges == 0) {
+    log.info("no two images of the pool are copies of each other");
+    return;
+  }
+  const std::int64_t largest = found.components.rbegin()->first;
+  log.info(
+      "{} pairs of copies in the pool, with similarity {:.3f} at least and {:.3f} on average; the largest group of "
+      "copies has {} images",
+      found.edges, found.least_similarity, found.mean_similarity, largest);
+  if (largest > std::max<std::int64_t>(100, pool / 20)) {
+    log.warning(
+        "One group of copies holds {} of {} images, of which only one stays. If these are not copies, "
+        "curate.dedup_threshold is too low.",
+        largest, pool);
+  }
+}
+
+void print_summary(core::Log& log, const json& summary) {
+  const auto row = [&](const char* name, const char* key) {
+    log.info("{:<36}{:>12}", name, summary.at(key).get<std::int64_t>());
+  };
+  row("images in the pool", "pool");
+  row("  not decodable", "rejected");
+  row("  duplicates removed", "duplicates");
+  row("  copies of curated or reference images", "reference_copies");
+  row("  left", "left");
+  row("  retrieved", "retrieved");
+  row("curated images, as they are", "curated");
+  row("images in the result", "images");
+  if (!summary.contains("score")) return;
+  const auto percent = [&](const char* name, const char* key) {
+    log.info("{:<36}{:>12.1f} %", name, 100 * summary.at("score").at(key).get<double>());
+  };
+  percent("planted copies found", "copies_recall");
+  percent("removed duplicates that are copies", "duplicates_precision");
+  percent("broken files found", "broken_found");
+  percent("retrieved images that show a class", "retrieved_on_topic");
+  percent("  the same in the whole pool", "pool_on_topic");
+}
+
+class CurateJob final : public Job {
+ public:
+  std::string_view name() const override { return "curate"; }
+  std::string_view summary() const override { return "choose a training set from a pool of uncurated images"; }
+  void declare(core::Options& options) const override {
+    declare_run_options(options);
+    declare_curate_options(options);
+  }
+  Outcome run(Context& context) const override { return curate(context); }
+};
+
+}  // namespace
+
+void declare_curate_options(core::Options& options) {
+  using core::OptionKind;
+  const features::ExtractConfig extract;
+  options.section("Curation");
+  options.add("curate.pool", "", "uncurated images: a folder, or packed images", OptionKind::free);
+  options.add(
+      "curate.curated", std::vector<std::string>{},
+      "images that the result is to be like, and which are part of it as they are: folders or packed images; none: "
+      "the result is all that deduplication leaves of the pool",
+      OptionKind::free);
+  options.add("curate.reference", std::vector<std::string>{},
+              "images, such as test splits, whose copies must not come in: folders or packed images", OptionKind::free);
+  options.add("curate.dedup_k", std::int64_t{64}, "neighbours of an image that are looked at as its possible copies");
+  options.add("curate.dedup_threshold", "auto",
+              "images of the pool that are more similar than this are copies; auto: calibrated on synthetic copies");
+  options.add("curate.reference_threshold", "auto",
+              "the same for copies of curated and reference images, at most curate.dedup_threshold; auto: equal to it");
+  options.add("curate.k", std::int64_t{4}, "pool images that are retrieved for each curated image");
+  options.add("curate.target", std::int64_t{0},
+              "take more than curate.k until this many images are retrieved; 0: do not");
+  options.add("curate.copy_weights", "",
+              "backbone whose class tokens find copies, with its own curate.dedup_threshold; none: a descriptor that "
+              "needs no training",
+              OptionKind::free);
+  options.add("curate.similarity_weights", "",
+              "backbone whose class tokens are retrieved by; none: the descriptor that needs no training",
+              OptionKind::free);
+  options.add("curate.truth", "", "what the pool's images are, as `allosaur demo` writes it: scores the result",
+              OptionKind::free);
+  options.add("curate.resize", std::int64_t{extract.resize},
+              "for these backbones: shorter side of an image, in pixels");
+  options.add("curate.crop", std::int64_t{extract.crop}, "for these backbones: side of the centre crop, in pixels");
+  options.add("curate.batch", std::int64_t{extract.batch}, "for these backbones: images a forward pass of a rank",
+              OptionKind::free);
+}
+
+Outcome curate(Context& context) {
+  comm::Communicator& world = context.world;
+  core::Log& log = context.log;
+  const auto start = std::chrono::steady_clock::now();
+  const auto feed = [&] { context.watchdog.feed(); };
+  const auto stopped = [&] { return world.max(context.stop.requested()) != 0; };
+
+  // Before the output directory is opened, so that a misspelt path does not become its configuration.
+  const Config config = comm::coordinate(world, [&] { return read_config(context); });
+  const Images images = open_images(world, config);
+  RunDirectory run(context, "curate", context.options.path("output"));
+  const fs::path results = run.path() / "results" / "curate.json";
+  log.info("pool: {} images; curated: {}; references: {}", images.pool, images.curated, images.references);
+  std::string identity = identify(world, images.all);
+  for (const auto& backbone : {config.copy_backbone.get(), config.similarity_backbone.get()}) {
+    identity += ' ';
+    identity += comm::on_root(world, [&] { return backbone == nullptr ? "-" : model::fingerprint(*backbone); });
+  }
+  const std::string earlier = comm::on_root(world, [&] {
+    const bool finished = fs::exists(results) && fs::exists(run.path() / kCuratedFolder / data::kPackedIndexName);
+    return finished ? core::read_text(results) : std::string();
+  });
+  if (const json summary = json::parse(earlier, nullptr, false);
+      summary.is_object() && summary.value("identity", "") == identity) {
+    log.info("{} holds the result of these images already", (run.path() / kCuratedFolder).string());
+    print_summary(log, summary);
+    return Outcome::complete;
+  }
+
+  CopyFeatures copy;
+  if (config.copy_backbone) {
+    const auto tokens =
+        backbone_features(context, *config.copy_backbone, images.all, config.extract, run.path(), "copy");
+    copy = {tokens.rows.unsqueeze(1), tokens.rows.norm(2, {1}).gt(0).to(at::kLong), {}};
+  } else if (auto found = training_free_features(context, images.all, images.pool, run.path())) {
+    copy = std::move(*found);
+    log.info(
+        "copies are found by a descriptor that needs no training; its threshold on this pool is {:.3f}, which misses "
+        "{:.1f} % of synthetic copies; {:.1f} % of the images have a neighbour above it",
+        copy.calibration->threshold, 100 * copy.calibration->copies_missed, 100 * copy.calibration->strangers_joined);
+  } else {
+    return Outcome::preempted;
+  }
+  if (stopped()) return Outcome::preempted;
+
+  const auto thresholds = comm::coordinate(world, [&] { return read_thresholds(config, copy.calibration); });
+  const search::RowMap map(world, copy.views.size(0));
+  const auto deduplication = curation::deduplicate(world, copy.views, copy.pixels, images.pool, thresholds, feed);
+  report_duplicates(log, deduplication, images.pool);
+  if (stopped()) return Outcome::preempted;
+
+  std::vector<Chosen> chosen;
+  curation::Retrieval retrieval;
+  if (images.curated == 0) {
+    log.info("curate.curated names no images: the result is all that is left of the pool");
+    chosen = choose_all(images, map, deduplication.fates);
+  } else {
+    SimilarityFeatures similarity{copy.views.select(1, 0), map.first()};
+    if (config.similarity_backbone) {
+      log.info("similarity is that of the class tokens of {}", context.options.text("curate.similarity_weights"));
+      similarity = backbone_features(context, *config.similarity_backbone, images.without_references, config.extract,
+                                     run.path(), "similarity");
+    } else {
+      log.info("similarity is that of the copy descriptor, since curate.similarity_weights names no backbone{}",
+               config.copy_backbone ? "" : ": images are retrieved by layout and colour, not by what they show");
+    }
+    chosen = retrieve_images(context, images, map, deduplication.fates, similarity, config.retrieval, retrieval);
+  }
+  if (stopped()) return Outcome::preempted;
+  const fs::path decisions = run.path() / "results" / "decisions.h5";
+  write_decisions(world, decisions, images, map, deduplication, chosen);
+  const auto [written, bytes] = write_images(context, run.path() / kCuratedFolder, images, chosen);
+
+  json summary = summarise(images, copy.calibration, thresholds, deduplication, retrieval, written);
+  summary["identity"] = identity;
+  summary["bytes"] = bytes;
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  comm::coordinate(world, [&] {
+    if (world.rank() != 0) return;
+    if (const std::string& truth = context.options.text("curate.truth"); !truth.empty()) {
+      summary["score"] = score_decisions(decisions, images.pool, core::read_text(truth));
+    }
+    core::write_atomically(results, summary.dump(2) + "\n");
+    run.metrics()->write({{"phase", "curate"},
+                          {"pool", images.pool},
+                          {"duplicates", deduplication.duplicates},
+                          {"reference_copies", deduplication.reference_copies},
+                          {"retrieved", retrieval.total},
+                          {"images", written},
+                          {"seconds", elapsed.count()}});
+  });
+  print_summary(log, summary);
+  log.info("{} is ready after {:.0f} s", (run.path() / kCuratedFolder).string(), elapsed.count());
+  return Outcome::complete;
+}
+
+std::unique_ptr<Job> make_curate_job() {
+  return std::make_unique<CurateJob>();
+}
+
+}  // namespace allosaur::jobs

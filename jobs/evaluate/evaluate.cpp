@@ -1,0 +1,300 @@
+#include "jobs/evaluate/evaluate.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "comm/coordinate.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "data/dataset.hpp"
+#include "jobs/run_directory.hpp"
+#include "model/weights.hpp"
+
+namespace allosaur::jobs {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kPixelsSide = 32;  // of the images whose pixels are the baseline's features
+
+std::string required(const core::Options& options, std::string_view key, std::string_view meaning) {
+  if (options.text(key).empty()) throw core::UsageError(fmt::format("{} is not given: {}.", key, meaning));
+  return options.text(key);
+}
+
+std::string hash_images(const data::Dataset& dataset) {
+  std::uint64_t hash = 0;
+  for (std::int64_t i = 0; i < dataset.size(); ++i) {
+    const std::string image = fmt::format("{}\t{}\n", dataset.key(i), dataset.label(i));
+    hash = core::hash_bytes(std::as_bytes(std::span(image)), hash);
+  }
+  return core::hash_hex(hash);
+}
+
+json to_json(const evaluation::Accuracy& accuracy) {
+  return {{"top1", accuracy.top1}, {"top5", accuracy.top5}, {"mean_per_class", accuracy.mean_per_class}};
+}
+
+json to_json(const evaluation::KnnResult& knn) {
+  json scores = json::array();
+  for (const auto& score : knn.scores) {
+    json entry = to_json(score.accuracy);
+    entry["k"] = score.k;
+    scores.push_back(std::move(entry));
+  }
+  return scores;
+}
+
+json to_json(const evaluation::Head& head) {
+  json entry = to_json(head.accuracy);
+  entry["name"] = head.name;
+  entry["last_blocks"] = head.last_blocks;
+  entry["average_patches"] = head.average_patches;
+  entry["learning_rate"] = head.learning_rate;
+  return entry;
+}
+
+json to_json(const evaluation::LinearResult& linear) {
+  json heads = json::array();
+  for (const auto& head : linear.heads) heads.push_back(to_json(head));
+  return {{"best", to_json(linear.best())}, {"heads", std::move(heads)}};
+}
+
+/// Shows the stages as they come and keeps the watchdog quiet.
+class StageProgress {
+ public:
+  explicit StageProgress(Context& context) : context_(context) {}
+  void update(std::string_view stage, std::string_view unit, std::int64_t done, std::int64_t total) {
+    context_.watchdog.feed();
+    if (stage != stage_) {
+      stage_ = stage;
+      bar_.emplace(context_.log, stage, total, unit);
+    }
+    bar_->update(done);
+    if (done == total) bar_->finish();
+  }
+
+ private:
+  Context& context_;
+  std::string stage_;
+  std::optional<core::Progress> bar_;
+};
+
+/// What results/knn.json and linear.json hold; `linear` is null without a probe.
+struct Results {
+  json knn, linear;
+};
+
+void print_table(core::Log& log, const Results& results) {
+  const auto row = [&](const std::string& name, const json& accuracy) {
+    log.info("{:<54}{:>8.2f}{:>8.2f}{:>11.2f}", name, 100 * accuracy.at("top1").get<double>(),
+             100 * accuracy.at("top5").get<double>(), 100 * accuracy.at("mean_per_class").get<double>());
+  };
+  log.info("{:<54}{:>8}{:>8}{:>11}", "frozen features, accuracy in %", "top-1", "top-5", "per class");
+  for (const json& score : results.knn.at("scores")) row(fmt::format("k-NN, k = {}", score.at("k").get<int>()), score);
+  if (results.knn.contains("raw_pixels")) {
+    for (const json& score : results.knn.at("raw_pixels")) {
+      row(fmt::format("k-NN on raw pixels, k = {}", score.at("k").get<int>()), score);
+    }
+  }
+  if (results.linear.is_null()) return;
+  const json& best = results.linear.at("best");
+  row("linear, " + best.at("name").get<std::string>(), best);
+}
+
+/// Rank 0's results of an earlier run of the same evaluation; empty when there are none.
+std::optional<Results> earlier_results(const fs::path& directory, const std::string& identity, bool with_linear) {
+  const auto read = [&](const char* name) {
+    const fs::path file = directory / name;
+    if (!fs::exists(file)) return json();
+    const json content = json::parse(core::read_text(file), nullptr, false);
+    return content.is_object() && content.value("identity", "") == identity ? content : json();
+  };
+  Results results{.knn = read("knn.json"), .linear = with_linear ? read("linear.json") : json()};
+  if (results.knn.is_null() || (with_linear && results.linear.is_null())) return {};
+  return results;
+}
+
+class EvaluateJob final : public Job {
+ public:
+  std::string_view name() const override { return "evaluate"; }
+  std::string_view summary() const override { return "k-NN and linear accuracy of a frozen backbone"; }
+  void declare(core::Options& options) const override {
+    declare_run_options(options);
+    declare_evaluate_options(options);
+  }
+  Outcome run(Context& context) const override { return evaluate(context); }
+};
+
+}  // namespace
+
+void declare_evaluate_options(core::Options& options) {
+  using core::OptionKind;
+  const evaluation::EvaluateConfig defaults;
+  const evaluation::LinearConfig linear;
+  options.section("Evaluation of frozen features");
+  options.add("evaluate.weights", "", "backbone: a .safetensors file, or the folder of a checkpoint (its teacher)",
+              OptionKind::free);
+  options.add("evaluate.train", "", "labelled images for the k-NN bank and the probe: a folder, or packed shards",
+              OptionKind::free);
+  options.add("evaluate.test", "", "labelled images to classify; the best linear head is the best on these",
+              OptionKind::free);
+  options.add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels");
+  options.add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels");
+  options.add("evaluate.batch", std::int64_t{defaults.extract.batch}, "images a forward pass of a rank",
+              OptionKind::free);
+  options.add(
+      "evaluate.centre", defaults.centre,
+      "centre and scale features in float64 by the training set's statistics (for networks near initialisation)");
+  options.add("evaluate.knn_k", defaults.knn.k, "numbers of neighbours, each clipped to the size of the bank");
+  options.add("evaluate.knn_temperature", defaults.knn.temperature, "temperature of the neighbours' votes");
+  options.add("evaluate.raw_pixels", false,
+              fmt::format("also k-NN on the pixels of {0} x {0} images, as a baseline", kPixelsSide));
+  options.add("evaluate.linear", true, "train the linear probe");
+  options.add("evaluate.linear_learning_rates", linear.learning_rates,
+              "grid, for a batch of 256 (scaled to the batch)");
+  options.add("evaluate.linear_blocks", linear.last_blocks, "grid: class tokens of how many last blocks");
+  options.add("evaluate.linear_iterations", linear.iterations, "iterations of the probe");
+  options.add("evaluate.linear_batch", linear.batch, "samples an iteration over all ranks");
+  options.add("evaluate.seed", std::int64_t{0}, "seed of the probe's first weights and sample order");
+}
+
+evaluation::EvaluateConfig evaluate_config(const core::Options& options, int threads) {
+  const auto positive = [&](std::string_view key) {
+    if (options.integer(key) > 0) return options.integer(key);
+    throw core::UsageError(fmt::format("{} = {} must be at least 1.", key, options.integer(key)));
+  };
+  const auto all_positive = [&]<class T>(std::string_view key, const std::vector<T>& values) {
+    const bool good = !values.empty() && std::all_of(values.begin(), values.end(), [](T value) { return value > 0; });
+    if (!good) throw core::UsageError(fmt::format("{} must list at least one number, each above 0.", key));
+    return values;
+  };
+  evaluation::EvaluateConfig config;
+  config.extract.resize = static_cast<int>(positive("evaluate.resize"));
+  config.extract.crop = static_cast<int>(positive("evaluate.crop"));
+  config.extract.batch = static_cast<int>(positive("evaluate.batch"));
+  config.extract.threads = threads;
+  config.centre = options.flag("evaluate.centre");
+  config.knn.k = all_positive("evaluate.knn_k", options.get<std::vector<std::int64_t>>("evaluate.knn_k"));
+  config.knn.temperature = options.number("evaluate.knn_temperature");
+  if (!(config.knn.temperature > 0)) throw core::UsageError("evaluate.knn_temperature must be above 0.");
+  if (!options.flag("evaluate.linear")) {
+    config.linear.reset();
+    return config;
+  }
+  config.linear->learning_rates = all_positive("evaluate.linear_learning_rates",
+                                               options.get<std::vector<double>>("evaluate.linear_learning_rates"));
+  config.linear->last_blocks =
+      all_positive("evaluate.linear_blocks", options.get<std::vector<std::int64_t>>("evaluate.linear_blocks"));
+  config.linear->iterations = positive("evaluate.linear_iterations");
+  config.linear->batch = positive("evaluate.linear_batch");
+  config.linear->seed = static_cast<std::uint64_t>(options.integer("evaluate.seed"));
+  return config;
+}
+
+Outcome evaluate(Context& context) {
+  comm::Communicator& world = context.world;
+  const core::Options& options = context.options;
+  RunDirectory run(context, "evaluate", options.path("output"));
+
+  struct Inputs {
+    evaluation::EvaluateConfig config;
+    std::string weights, train, test;
+    std::unique_ptr<model::VisionTransformer> backbone;
+  };
+  const Inputs inputs = comm::coordinate(world, [&] {
+    Inputs result{.config = evaluate_config(options, context.threads),
+                  .weights = required(options, "evaluate.weights", "name a file or a checkpoint"),
+                  .train = required(options, "evaluate.train", "name labelled images for the k-NN bank and the probe"),
+                  .test = required(options, "evaluate.test", "name labelled images to classify"),
+                  .backbone = {}};
+    result.backbone = model::load_backbone(result.weights);
+    return result;
+  });
+  const evaluation::EvaluateConfig& config = inputs.config;
+  const auto train = data::open_dataset(world, inputs.train, /*labelled=*/true);
+  const auto test = data::open_dataset(world, inputs.test, /*labelled=*/true);
+
+  Results results;
+  const std::string identity = comm::on_root(world, [&] {
+    return fmt::format("{} {} {}", model::fingerprint(*inputs.backbone), hash_images(*train), hash_images(*test));
+  });
+  const std::string known = comm::on_root(world, [&] {
+    const auto earlier = earlier_results(run.path() / "results", identity, config.linear.has_value());
+    if (earlier) results = *earlier;
+    return earlier ? "yes" : "no";
+  });
+  if (known == "yes") {
+    if (world.rank() == 0) {
+      context.log.info("{} was evaluated before; {} holds the results", inputs.weights,
+                       (run.path() / "results").string());
+      print_table(context.log, results);
+    }
+    return Outcome::complete;
+  }
+
+  std::vector<RejectedFile> rejected;
+  StageProgress progress(context);
+  evaluation::Hooks hooks;
+  hooks.reject = [&](const std::string& key, const std::string& reason) { rejected.push_back({key, reason}); };
+  hooks.progress = [&](auto... stage) { progress.update(stage...); };
+  evaluation::FrozenSets sets = evaluation::extract_sets(world, *inputs.backbone, *train, *test, config, hooks);
+  report_rejected(context, run.path(), rejected, world.rank() == 0 ? train->size() + test->size() : 0,
+                  options.number("run.max_rejected"));
+  const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
+
+  const json common{{"identity", identity},
+                    {"weights", inputs.weights},
+                    {"train", inputs.train},
+                    {"test", inputs.test},
+                    {"train_images", result.train_images},
+                    {"test_images", result.test_images},
+                    {"classes", result.classes},
+                    {"centred", config.centre}};
+  results.knn = common;
+  results.knn["temperature"] = config.knn.temperature;
+  results.knn["scores"] = to_json(result.knn);
+  json metrics{{"phase", "evaluate"},
+               {"knn_k", result.knn.best().k},
+               {"knn_top1", result.knn.best().accuracy.top1},
+               {"centred", config.centre}};
+  if (options.flag("evaluate.raw_pixels")) {
+    evaluation::EvaluateConfig pixels = config;
+    pixels.extract.resize = pixels.extract.crop = kPixelsSide;
+    pixels.linear.reset();
+    hooks.reject = {};  // the same images as before
+    const auto baseline = evaluation::extract_pixel_sets(world, *train, *test, pixels, hooks);
+    const auto knn = evaluation::score(world, baseline, pixels, hooks).knn;
+    results.knn["raw_pixels"] = to_json(knn);
+    metrics["raw_pixels_knn_top1"] = knn.best().accuracy.top1;
+  }
+  if (result.linear) {
+    results.linear = common;
+    results.linear["iterations"] = config.linear->iterations;
+    results.linear["batch"] = config.linear->batch;
+    results.linear.update(to_json(*result.linear));
+    metrics["linear_top1"] = result.linear->best().accuracy.top1;
+  }
+
+  comm::coordinate(world, [&] {
+    if (world.rank() != 0) return;
+    core::write_atomically(run.path() / "results" / "knn.json", results.knn.dump(2) + "\n");
+    if (result.linear) core::write_atomically(run.path() / "results" / "linear.json", results.linear.dump(2) + "\n");
+    run.metrics()->write(metrics);
+    print_table(context.log, results);
+  });
+  return Outcome::complete;
+}
+
+std::unique_ptr<Job> make_evaluate_job() {
+  return std::make_unique<EvaluateJob>();
+}
+
+}  // namespace allosaur::jobs

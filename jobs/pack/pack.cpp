@@ -1,0 +1,73 @@
+#include "jobs/pack/pack.hpp"
+
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "comm/coordinate.hpp"
+#include "data/packed.hpp"
+#include "jobs/run_directory.hpp"
+
+namespace allosaur::jobs {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The rows of a contiguous, nearly equal share of [0, total).
+std::vector<std::int64_t> share_of(const comm::Communicator& world, std::int64_t total) {
+  const std::int64_t first = total * world.rank() / world.size(), last = total * (world.rank() + 1) / world.size();
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(last - first));
+  std::iota(rows.begin(), rows.end(), first);
+  return rows;
+}
+
+class PackJob final : public Job {
+ public:
+  std::string_view name() const override { return "pack"; }
+  std::string_view summary() const override { return "images of a folder as few large files"; }
+
+  void declare(core::Options& options) const override {
+    options.section("Pack");
+    options.add_required("pack.source", "folder of images, or packed images");
+    options.add("pack.labelled", false, "keep the class of each image: its top folder, or its stored label");
+    declare_run_options(options);
+  }
+
+  Outcome run(Context& context) const override {
+    comm::Communicator& world = context.world;
+    const RunDirectory directory(context, name(), context.options.path("output"));
+    const fs::path index = directory.path() / data::kPackedIndexName;
+    const bool labelled = context.options.flag("pack.labelled");
+    if (!comm::on_root(world, [&] { return fs::exists(index) ? "done" : ""; }).empty()) {
+      const auto packed = data::open_dataset(world, index, labelled);
+      context.log.info("{} already holds {} packed images; nothing to do.", index.string(), packed->size());
+      return Outcome::complete;
+    }
+
+    const auto source = data::open_dataset(world, context.options.path("pack.source"), labelled);
+    const std::vector<std::int64_t> rows = share_of(world, source->size());
+    core::Progress progress(context.log, "pack", static_cast<std::int64_t>(rows.size()), "images");
+    const data::PackedResult result =
+        data::write_packed(world, *source, rows, {}, index, context.threads, [&](std::int64_t done) {
+          context.watchdog.feed();
+          progress.update(done);
+        });
+    progress.finish();
+
+    std::vector<RejectedFile> rejected;
+    for (const data::Rejected& entry : result.rejected) rejected.push_back({entry.key, entry.reason});
+    const std::int64_t images = world.sum(result.images), bytes = world.sum(result.bytes);
+    report_rejected(context, directory.path(), rejected, static_cast<std::int64_t>(rows.size()),
+                    context.options.number("run.max_rejected"));
+    context.log.info("Packed {} images ({:.1f} MB) into {}.", images, static_cast<double>(bytes) / 1e6, index.string());
+    return Outcome::complete;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Job> make_pack_job() {
+  return std::make_unique<PackJob>();
+}
+
+}  // namespace allosaur::jobs

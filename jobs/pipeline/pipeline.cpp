@@ -1,0 +1,183 @@
+#include "jobs/pipeline/pipeline.hpp"
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "comm/coordinate.hpp"
+#include "core/files.hpp"
+#include "jobs/curate/curate.hpp"
+#include "jobs/demo/demo.hpp"
+#include "jobs/evaluate/evaluate.hpp"
+#include "jobs/pretrain/pretrain.hpp"
+#include "jobs/run_directory.hpp"
+
+namespace allosaur::jobs {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kDemo = "pipeline.demo";
+
+/// Runs a phase in its own folder with its own options.
+class Phases {
+ public:
+  Phases(Context& context, const fs::path& output) : context_(context), options_(context.options), output_(output) {}
+
+  core::Options& options() noexcept { return options_; }
+  fs::path folder(std::string_view name) const { return output_ / name; }
+  /// False when the phase stopped on request.
+  bool run(std::string_view name, Outcome (*phase)(Context&)) {
+    context_.log.info("-- {} --", name);
+    core::Options options = options_;
+    options.set("output", folder(name).string());
+    Context context{context_.world, options, context_.log, context_.stop, context_.watchdog, context_.threads};
+    return phase(context) == Outcome::complete;
+  }
+
+ private:
+  Context& context_;
+  core::Options options_;
+  fs::path output_;
+};
+
+json read_json(const fs::path& file) {
+  return fs::exists(file) ? json::parse(core::read_text(file), nullptr, false) : json();
+}
+
+/// Lines of metrics.jsonl that speak of iterations.
+std::vector<json> training_lines(const fs::path& file) {
+  std::vector<json> lines;
+  const std::string text = core::read_text(file);
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin), text.begin() + static_cast<std::ptrdiff_t>(end),
+                            nullptr, false);
+    if (line.is_object() && line.contains("total_loss")) lines.push_back(std::move(line));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+/// Accuracy of the best k of k-NN, or of the best head: 0 to 1.
+std::optional<double> knn_accuracy(const json& knn, const char* key = "scores") {
+  std::optional<double> best;
+  if (knn.is_object() && knn.contains(key))
+    for (const json& score : knn.at(key)) best = std::max(best.value_or(0), score.at("top1").get<double>());
+  return best;
+}
+std::optional<double> linear_accuracy(const json& linear) {
+  if (!linear.is_object()) return std::nullopt;
+  return linear.at("best").at("top1").get<double>();
+}
+
+/// Rank 0: what a person wants to know at the end, from the files of the phases.
+void summarise(core::Log& log, const Phases& phases, const fs::path& output, bool evaluated) {
+  const json curation = read_json(phases.folder("curate") / "results" / "curate.json");
+  const std::vector<json> lines = training_lines(phases.folder("pretrain") / "metrics.jsonl");
+  json summary{{"images_in", curation.at("pool")},       {"rejected", curation.at("rejected")},
+               {"duplicates_removed", curation.at("duplicates")}, {"retrieved", curation.at("retrieved")},
+               {"images_trained_on", curation.at("images")}};
+  log.info("");
+  log.info("Summary");
+  log.info("  images in the pool              {:>8}   (broken: {})", curation.at("pool").get<int>(), curation.at("rejected").get<int>());
+  log.info("  duplicates removed              {:>8}", curation.at("duplicates").get<int>());
+  log.info("  retrieved                       {:>8}", curation.at("retrieved").get<int>());
+  log.info("  curated set, pretrained on      {:>8}", curation.at("images").get<int>());
+  if (!lines.empty()) {
+    const auto loss = [&](const json& line) { return line.at("total_loss").get<double>(); };
+    summary["loss_first"] = loss(lines.front());
+    summary["loss_last"] = loss(lines.back());
+    summary["images_seen"] = lines.back().at("images");
+    log.info("  loss, first and last            {:>8.3f} {:>8.3f}   ({} images seen)", loss(lines.front()), loss(lines.back()),
+             lines.back().at("images").get<std::int64_t>());
+  }
+  if (evaluated) {
+    const auto percent = [](std::optional<double> value) { return value ? fmt::format("{:>8.2f}", 100 * *value) : "       -"; };
+    const json before = read_json(phases.folder("evaluate-initial") / "results" / "knn.json");
+    const json after = read_json(phases.folder("evaluate") / "results" / "knn.json");
+    const auto linear_before = linear_accuracy(read_json(phases.folder("evaluate-initial") / "results" / "linear.json"));
+    const auto linear_after = linear_accuracy(read_json(phases.folder("evaluate") / "results" / "linear.json"));
+    log.info("  accuracy, %                     initial pretrained");
+    log.info("    k-NN                          {}   {}{}", percent(knn_accuracy(before)), percent(knn_accuracy(after)),
+             knn_accuracy(after, "raw_pixels") ? fmt::format("   (raw pixels: {:.2f})", 100 * *knn_accuracy(after, "raw_pixels")) : "");
+    log.info("    linear                        {}   {}", percent(linear_before), percent(linear_after));
+    const auto store = [&summary](const char* key, std::optional<double> value) { if (value) summary[key] = *value; };
+    store("knn_initial", knn_accuracy(before));
+    store("knn_pretrained", knn_accuracy(after));
+    store("knn_raw_pixels", knn_accuracy(after, "raw_pixels"));
+    store("linear_initial", linear_before);
+    store("linear_pretrained", linear_after);
+  }
+  core::make_directory(output / "results");
+  core::write_atomically(output / "results" / "summary.json", summary.dump(2) + "\n");
+  log.info("");
+  log.info("Where to look next");
+  log.info("  losses and accuracies           {}", (phases.folder("pretrain") / "metrics.jsonl").string());
+  log.info("  what was curated, and why       {}", (phases.folder("curate") / "results").string());
+  log.info("  the pretrained backbone         {}", (phases.folder("pretrain") / kTeacherFile).string());
+  log.info("  checkpoints                     {}", (phases.folder("pretrain") / "checkpoints").string());
+}
+
+class PipelineJob final : public Job {
+ public:
+  std::string_view name() const override { return "pipeline"; }
+  std::string_view summary() const override { return "curate, pretrain and evaluate in one go"; }
+  void declare(core::Options& options) const override {
+    declare_run_options(options);
+    options.section("Pipeline");
+    options.add(kDemo, false, "Make the demo data set and run on it");
+    declare_curate_options(options);
+    declare_pretrain_options(options);
+    declare_evaluate_options(options);
+    declare_demo_options(options);
+  }
+  Outcome run(Context& context) const override;
+};
+
+Outcome PipelineJob::run(Context& context) const {
+  const fs::path output = context.options.path("output");
+  const RunDirectory run(context, name(), output);
+  Phases phases(context, output);
+  core::Options& options = phases.options();
+
+  if (options.flag(kDemo)) {
+    if (!phases.run("demo", demo)) return Outcome::preempted;
+    const fs::path demo = phases.folder("demo");
+    options.set("curate.pool", (demo / "pool").string());
+    options.set("curate.curated", std::vector<std::string>{(demo / "curated").string()});
+    options.set("curate.reference", std::vector<std::string>{(demo / "test").string()});
+    options.set("curate.truth", (demo / "truth.json").string());
+    options.set("evaluate.train", (demo / "train").string());
+    options.set("evaluate.test", (demo / "test").string());
+  }
+  if (!phases.run("curate", curate)) return Outcome::preempted;
+
+  options.set("train.dataset_path", (phases.folder("curate") / kCuratedFolder).string());
+  if (!phases.run("pretrain", pretrain)) return Outcome::preempted;
+
+  const bool evaluated = !options.text("evaluate.train").empty();
+  if (evaluated) {
+    options.set("evaluate.weights", (phases.folder("pretrain") / "checkpoints" / "0000000").string());
+    if (!phases.run("evaluate-initial", evaluate)) return Outcome::preempted;
+    options.set("evaluate.weights", (phases.folder("pretrain") / kTeacherFile).string());
+    if (!phases.run("evaluate", evaluate)) return Outcome::preempted;
+  } else {
+    context.log.info("Nothing to evaluate on: name labelled folders as evaluate.train and evaluate.test.");
+  }
+  comm::coordinate(context.world, [&] {
+    if (context.world.rank() == 0) summarise(context.log, phases, output, evaluated);
+  });
+  return Outcome::complete;
+}
+
+}  // namespace
+
+std::unique_ptr<Job> make_pipeline_job() { return std::make_unique<PipelineJob>(); }
+
+}  // namespace allosaur::jobs

@@ -1,0 +1,121 @@
+#include "jobs/pretrain/pretrain.hpp"
+
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "comm/coordinate.hpp"
+#include "core/error.hpp"
+#include "data/dataset.hpp"
+#include "jobs/evaluate/evaluate.hpp"
+#include "jobs/run_directory.hpp"
+#include "model/weights.hpp"
+#include "train/loop.hpp"
+
+namespace allosaur::jobs {
+namespace {
+
+constexpr const char* kEvaluatePeriod = "evaluation.eval_period_iterations";
+
+/// k-NN (and, where asked for, linear) accuracy of the teacher while it is trained, next to the losses in metrics.jsonl.
+class OnlineEvaluation {
+ public:
+  OnlineEvaluation(Context& context, core::MetricsLog* metrics, std::int64_t batch)
+      : context_(context),
+        metrics_(metrics),
+        batch_(batch),
+        config_(evaluate_config(context.options, context.threads)),
+        train_(data::open_dataset(context.world, context.options.path("evaluate.train"), true)),
+        test_(data::open_dataset(context.world, context.options.path("evaluate.test"), true)) {}
+
+  void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
+    evaluation::Hooks hooks;
+    hooks.progress = [this](auto...) { context_.watchdog.feed(); };
+    const evaluation::EvaluateResult result =
+        evaluation::evaluate_backbone(context_.world, teacher, *train_, *test_, config_, hooks);
+    if (context_.world.rank() != 0) return;
+    nlohmann::json line{{"phase", "evaluate"},
+                        {"iteration", iteration},
+                        {"images", iteration * batch_},
+                        {"knn_k", result.knn.best().k},
+                        {"knn_top1", result.knn.best().accuracy.top1}};
+    if (result.linear) line["linear_top1"] = result.linear->best().accuracy.top1;
+    metrics_->write(line);
+    context_.log.info("Iteration {} ({} images): k-NN {:.2f} %{}", iteration, iteration * batch_,
+                      100 * result.knn.best().accuracy.top1,
+                      result.linear ? fmt::format(", linear {:.2f} %", 100 * result.linear->best().accuracy.top1) : "");
+  }
+
+ private:
+  Context& context_;
+  core::MetricsLog* metrics_;
+  std::int64_t batch_;
+  evaluation::EvaluateConfig config_;
+  std::shared_ptr<const data::Dataset> train_, test_;
+};
+
+class PretrainJob final : public Job {
+ public:
+  std::string_view name() const override { return "pretrain"; }
+  std::string_view summary() const override { return "pretrain a vision transformer on images without labels"; }
+  void declare(core::Options& options) const override {
+    declare_run_options(options);
+    declare_pretrain_options(options);
+    declare_evaluate_options(options);
+  }
+  Outcome run(Context& context) const override { return pretrain(context); }
+};
+
+}  // namespace
+
+void declare_pretrain_options(core::Options& options) {
+  train::declare_options(options);
+  options.add(kEvaluatePeriod, std::int64_t{0},
+              "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
+              core::OptionKind::free);
+}
+
+Outcome pretrain(Context& context) {
+  comm::Communicator& world = context.world;
+  const core::Options& options = context.options;
+  RunDirectory run(context, "pretrain", options.path("output"));
+  train::TrainConfig config = comm::coordinate(world, [&] {
+    if (options.text("train.dataset_path").empty())
+      throw core::UsageError("train.dataset_path is not given: name a folder of images, or packed shards.");
+    return train::read_config(options, world.size());
+  });
+  config.loader.max_rejected = options.number("run.max_rejected");
+  const std::int64_t workers = options.integer("train.num_workers");
+  config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
+  const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
+
+  train::LoopContext loop{world, context.log, run.metrics(), context.stop, context.watchdog, run.path()};
+  loop.evaluate_period = options.integer(kEvaluatePeriod);
+  if (loop.evaluate_period > 0) {
+    auto evaluation = std::make_shared<OnlineEvaluation>(context, run.metrics(), config.batch_size);
+    loop.evaluate = [evaluation](std::int64_t iteration, const model::VisionTransformer& teacher) {
+      (*evaluation)(iteration, teacher);
+    };
+  }
+  const train::LoopResult result = train::pretrain(loop, config, dataset);
+
+  std::vector<RejectedFile> rejected;
+  for (const data::Rejected& file : result.rejected) rejected.push_back({file.key, file.reason});
+  report_rejected(context, run.path(), rejected, result.distinct_seen, config.loader.max_rejected);
+  if (result.preempted) {
+    context.log.info("Stopped on request after iteration {}; the same command continues from there.", result.iterations);
+    return Outcome::preempted;
+  }
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) model::save_backbone(run.path() / kTeacherFile, *model::load_backbone(result.checkpoint));
+  });
+  context.log.info("Done: {} iterations. The teacher's backbone is in {}.", result.iterations,
+                   (run.path() / kTeacherFile).string());
+  return Outcome::complete;
+}
+
+std::unique_ptr<Job> make_pretrain_job() { return std::make_unique<PretrainJob>(); }
+
+}  // namespace allosaur::jobs

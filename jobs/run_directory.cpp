@@ -1,0 +1,150 @@
+#include "jobs/run_directory.hpp"
+
+#include <fstream>
+#include <set>
+#include <string>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "comm/coordinate.hpp"
+#include "comm/failure.hpp"
+#include "core/error.hpp"
+#include "jobs/build_info.hpp"
+
+namespace allosaur::jobs {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+json read_json(const fs::path& file) {
+  try {
+    return json::parse(core::read_text(file));
+  } catch (const json::exception&) {
+    throw core::StorageError(
+        fmt::format("{} is damaged: it is not JSON. Remove it to start counting attempts anew.", file.string()));
+  }
+}
+
+/// What the run in `path` was, if there was one; throws UsageError when it cannot be continued with these options.
+int next_attempt(const fs::path& path, std::string_view job, const core::Options& options) {
+  if (!fs::exists(path / "environment.json")) return 1;
+  const json earlier = read_json(path / "environment.json");
+  const std::string earlier_job = earlier.value("job", std::string(job));
+  if (earlier_job != job) {
+    throw core::UsageError(fmt::format("{} holds a run of `allosaur {}`: give `allosaur {}` another output folder.",
+                                       path.string(), earlier_job, job));
+  }
+  const auto differences = options.differences(core::read_text(path / "config.cfg"));
+  if (!differences.empty()) {
+    throw core::UsageError(
+        fmt::format("{} holds a run with other options, so it cannot be continued:\n  {}\nGive the former values or "
+                    "another output folder.",
+                    path.string(), fmt::join(differences, "\n  ")));
+  }
+  return earlier.value("attempt", 0) + 1;
+}
+
+/// The keys of the files listed in all `rejected_<rank>.jsonl` of this and earlier attempts, each once.
+std::string merged_rejections(const fs::path& directory) {
+  std::set<std::string> keys;
+  std::string merged;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("rejected_") || entry.path().extension() != ".jsonl") continue;
+    std::ifstream lines(entry.path());
+    for (std::string line; std::getline(lines, line);) {
+      const json record = json::parse(line, nullptr, false);
+      if (record.is_object() && keys.insert(record.value("key", "")).second) merged += line + "\n";
+    }
+  }
+  return merged;
+}
+
+}  // namespace
+
+RunDirectory::RunDirectory(Context& context, std::string_view job, const fs::path& path) : path_(path) {
+  attempt_ = std::stoi(comm::on_root(context.world, [&] {
+    core::make_directory(path);
+    lock_ = std::make_unique<core::DirectoryLock>(path);
+    return std::to_string(next_attempt(path, job, context.options));
+  }));
+  const std::vector<std::string> hosts = context.world.gather_all(comm::host_name());
+  comm::coordinate(context.world, [&] {
+    if (context.world.rank() == 0) {
+      const BuildInfo build = build_info();
+      const json environment{{"job", job},
+                             {"attempt", attempt_},
+                             {"version", build.version},
+                             {"revision", build.revision},
+                             {"libraries", build.libraries},
+                             {"ranks", context.world.size()},
+                             {"hosts", hosts},
+                             {"threads", context.threads}};
+      core::make_directory(path / "results");
+      core::write_atomically(path / "config.cfg", context.options.resolved());
+      core::write_atomically(path / "environment.json", environment.dump(2) + "\n");
+      metrics_ = std::make_unique<core::MetricsLog>(path / "metrics.jsonl", attempt_);
+    }
+    context.log.open(path);
+  });
+  context.log.event(
+      "start", {{"job", job}, {"attempt", attempt_}, {"host", hosts[static_cast<std::size_t>(context.world.rank())]}});
+}
+
+void declare_process_options(core::Options& options) {
+  using core::OptionKind;
+  options.section("Process");
+  options.add("log-level", "info", "debug, info, warning or error: what is printed (the files get everything)",
+              OptionKind::free);
+  options.add("threads", 0,
+              "compute threads of a rank; 0: the cores it may use, shared with the other ranks of its node",
+              OptionKind::free);
+  options.add("run.stall_seconds", 300, "end the job when a rank makes no progress for this long; 0: never",
+              OptionKind::free);
+}
+
+void declare_run_options(core::Options& options) {
+  using core::OptionKind;
+  options.section("Run");
+  options.add_required("output", "folder for everything this run writes; the same command again continues there",
+                       OptionKind::free);
+  options.add("run.max_rejected", 0.1, "share of the input files that may be unusable before the job fails",
+              OptionKind::free);
+  declare_process_options(options);
+}
+
+void report_rejected(Context& context, const fs::path& directory, const std::vector<RejectedFile>& rejected,
+                     std::int64_t seen, double limit) {
+  comm::Communicator& world = context.world;
+  comm::coordinate(world, [&] {
+    if (rejected.empty()) return;
+    const fs::path file = directory / fmt::format("rejected_{:05}.jsonl", world.rank());
+    std::ofstream lines(file, std::ios::app);
+    for (const RejectedFile& entry : rejected) {
+      const json record{{"key", entry.key}, {"reason", entry.reason}};
+      lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << '\n';
+    }
+    lines.close();
+    if (!lines) throw core::StorageError(fmt::format("Cannot write {}.", file.string()));
+  });
+  const std::int64_t total = world.sum(static_cast<std::int64_t>(rejected.size()));
+  const std::int64_t total_seen = world.sum(seen);
+  if (total == 0) return;
+  const fs::path list = directory / "rejected.jsonl";
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) core::write_atomically(list, merged_rejections(directory));
+  });
+  const std::string summary = fmt::format("{} of {} input files could not be used; {} lists them with the reasons",
+                                          total, total_seen, list.string());
+  comm::coordinate(world, [&] {
+    if (static_cast<double>(total) > limit * static_cast<double>(total_seen)) {
+      throw core::InputError(fmt::format("{}. That is more than run.max_rejected = {} allows.", summary, limit));
+    }
+  });
+  if (world.rank() == 0) context.log.warning("{}.", summary);
+}
+
+}  // namespace allosaur::jobs

@@ -1,0 +1,45 @@
+#include "comm/failure.hpp"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+
+#include <fmt/format.h>
+
+#include "comm/environment.hpp"
+#include "core/error.hpp"
+
+namespace allosaur::comm {
+
+Failure describe(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const core::Error& known) {
+    return {static_cast<int>(known.code()), known.what()};
+  } catch (const std::exception& other) {
+    return {1, other.what()};
+  } catch (...) {
+    return {1, "unknown exception"};
+  }
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+void abort_with(core::Log& log, const Failure& failure) noexcept {
+  ::signal(SIGALRM, SIG_DFL);
+  ::alarm(5);
+  const std::string line = fmt::format("rank {} on {}: {}", log.rank(), host_name(), failure.message);
+  log.error("{}", line);
+  log.flush();
+  if (log.rank() != 0) fmt::print(stderr, "error: {}\n", line);  // the log of rank 0 does so itself
+  std::fflush(stderr);
+  Environment::abort(failure.code);
+}
+
+}  // namespace allosaur::comm

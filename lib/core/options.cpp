@@ -1,0 +1,355 @@
+#include "core/options.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <boost/program_options.hpp>
+
+#include "core/error.hpp"
+
+namespace allosaur::core {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr std::string_view kBlank = " \t\r";
+
+template <class T>
+struct is_list : std::false_type {};
+template <class T>
+struct is_list<std::vector<T>> : std::true_type {};
+
+template <class T>
+std::string_view type_name() {
+  if constexpr (std::is_same_v<T, bool>) return "true|false";
+  if constexpr (std::is_same_v<T, std::int64_t>) return "INTEGER";
+  if constexpr (std::is_same_v<T, double>) return "NUMBER";
+  if constexpr (std::is_same_v<T, std::string>) return "TEXT";
+  if constexpr (std::is_same_v<T, std::vector<std::int64_t>>) return "INTEGER,...";
+  if constexpr (std::is_same_v<T, std::vector<double>>) return "NUMBER,...";
+  if constexpr (std::is_same_v<T, std::vector<std::string>>) return "TEXT,...";
+}
+
+std::string_view type_name(const OptionValue& value) {
+  return std::visit([](const auto& v) { return type_name<std::decay_t<decltype(v)>>(); }, value);
+}
+
+std::string to_text(const OptionValue& value) {
+  return std::visit(
+      [](const auto& v) -> std::string {
+        if constexpr (is_list<std::decay_t<decltype(v)>>::value) {
+          return fmt::format("{}", fmt::join(v, ","));
+        } else {
+          return fmt::format("{}", v);
+        }
+      },
+      value);
+}
+
+std::string_view trim(std::string_view text) {
+  const auto first = text.find_first_not_of(kBlank);
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(kBlank) - first + 1);
+}
+
+std::vector<std::string> split_list(std::string_view text) {
+  std::vector<std::string> parts;
+  if (trim(text).empty()) return parts;
+  while (true) {
+    const auto comma = text.find(',');
+    parts.emplace_back(trim(text.substr(0, comma)));
+    if (comma == std::string_view::npos) return parts;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+bool finite(const OptionValue& value) {
+  if (const auto* number = std::get_if<double>(&value)) return std::isfinite(*number);
+  const auto* list = std::get_if<std::vector<double>>(&value);
+  return list == nullptr || std::ranges::all_of(*list, [](double number) { return std::isfinite(number); });
+}
+
+/// The value that `text` means for an option of the type of `like`; nothing when it means none.
+std::optional<OptionValue> from_text(const std::string& text, const OptionValue& like) {
+  return std::visit(
+      [&](const auto& typed) -> std::optional<OptionValue> {
+        using T = std::decay_t<decltype(typed)>;
+        if constexpr (std::is_same_v<T, std::string>) {
+          return text;
+        } else {
+          const std::unique_ptr<const po::value_semantic> type(po::value<T>());
+          const auto tokens = is_list<T>::value ? split_list(text) : std::vector<std::string>{text};
+          boost::any parsed;
+          try {
+            type->parse(parsed, tokens, true);
+          } catch (const po::error&) {
+            return std::nullopt;
+          }
+          OptionValue value = boost::any_cast<T>(parsed);
+          return finite(value) ? std::optional(std::move(value)) : std::nullopt;
+        }
+      },
+      like);
+}
+
+/// Number of single-character edits between two keys (Levenshtein).
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = std::exchange(row[j + 1], std::min({replaced, row[j] + 1, row[j + 1] + 1}));
+    }
+  }
+  return row.back();
+}
+
+/// The line up to a `#` that starts a comment: one at the start or after a blank, outside a value in quotes.
+std::string_view without_comment(std::string_view line) {
+  bool quoted = false, after_blank = true;
+  char solid = 0;  // the last character that is not blank
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    if (line[i] == '#' && after_blank && !quoted) return line.substr(0, i);
+    if (line[i] == '"') quoted = !quoted && solid == '=';
+    after_blank = kBlank.find(line[i]) != std::string_view::npos;
+    if (!after_blank) solid = line[i];
+  }
+  return line;
+}
+
+std::string_view unquoted(std::string_view value) {
+  const bool quoted = value.size() >= 2 && value.front() == '"' && value.back() == '"';
+  return quoted ? value.substr(1, value.size() - 2) : value;
+}
+
+std::string quoted_if_needed(const std::string& value) {
+  const std::string line = "= " + value;
+  const bool plain = without_comment(line) == line && trim(value) == value && unquoted(value) == value;
+  return plain ? value : '"' + value + '"';
+}
+
+}  // namespace
+
+struct Options::Setting {
+  std::string key, text, place;  // place: "run.cfg:12" or "flag"
+};
+
+void Options::section(std::string title) {
+  section_ = std::move(title);
+}
+
+void Options::add(std::string key, OptionValue default_value, std::string help, OptionKind kind) {
+  if (find(key) != nullptr) throw std::logic_error("option declared twice: " + key);
+  values_[key] = default_value;
+  declarations_.push_back({std::move(key), std::move(help), section_, std::move(default_value), kind, false});
+}
+
+void Options::add_required(std::string key, std::string help, OptionKind kind) {
+  add(std::move(key), std::string(), std::move(help), kind);
+  declarations_.back().required = true;
+  values_.erase(declarations_.back().key);
+}
+
+void Options::refuse(std::string key, std::string why) {
+  refused_[std::move(key)] = std::move(why);
+}
+
+const Options::Declaration* Options::find(std::string_view key) const {
+  const auto found = std::ranges::find(declarations_, key, &Declaration::key);
+  return found == declarations_.end() ? nullptr : &*found;
+}
+
+const OptionValue& Options::value(std::string_view key) const {
+  const auto found = values_.find(key);
+  if (found == values_.end()) throw std::logic_error(fmt::format("option {} was not declared or has no value", key));
+  return found->second;
+}
+
+bool Options::given(std::string_view key) const {
+  return std::ranges::find(given_, key) != given_.end();
+}
+
+void Options::set(std::string_view key, OptionValue value) {
+  const Declaration* declaration = find(key);
+  if (declaration == nullptr || declaration->default_value.index() != value.index()) {
+    throw std::logic_error(fmt::format("option {} was not declared, or not with this type", key));
+  }
+  values_[std::string(key)] = std::move(value);
+}
+
+std::vector<Options::Setting> Options::read_flags(const std::vector<std::string>& flags,
+                                                  std::vector<std::string>& problems) const {
+  std::vector<Setting> settings;
+  for (std::size_t i = 0; i < flags.size(); ++i) {
+    const std::string& flag = flags[i];
+    if (!flag.starts_with("--") || flag.size() == 2) {
+      problems.push_back(fmt::format("unexpected argument '{}': options are written --key=value", flag));
+      continue;
+    }
+    const auto equals = flag.find('=');
+    const std::string key = flag.substr(2, equals == std::string::npos ? equals : equals - 2);
+    const Declaration* declaration = find(key);
+    const bool value_follows = i + 1 < flags.size() && !flags[i + 1].starts_with("--");
+    if (equals != std::string::npos) {
+      settings.push_back({key, flag.substr(equals + 1), "flag"});
+    } else if (declaration != nullptr && std::holds_alternative<bool>(declaration->default_value)) {
+      settings.push_back({key, "true", "flag"});
+    } else if (value_follows) {
+      settings.push_back({key, flags[++i], "flag"});
+    } else if (declaration != nullptr) {
+      problems.push_back(fmt::format("flag --{} lacks its value", key));
+    } else {
+      settings.push_back({key, {}, "flag"});
+    }
+  }
+  return settings;
+}
+
+std::vector<Options::Setting> Options::read_config(std::string_view text, std::string_view name,
+                                                   std::vector<std::string>& problems) {
+  std::vector<Setting> settings;
+  std::string prefix;
+  std::istringstream lines{std::string(text)};
+  std::string raw;
+  for (int number = 1; std::getline(lines, raw); ++number) {
+    const std::string place = fmt::format("{}:{}", name, number);
+    const std::string_view line = trim(without_comment(raw));
+    const auto equals = line.find('=');
+    if (line.empty()) continue;
+    if (line.front() == '[' && line.back() == ']') {
+      prefix = trim(line.substr(1, line.size() - 2));
+      if (!prefix.empty()) prefix += '.';
+    } else if (equals == std::string_view::npos || equals == 0) {
+      problems.push_back(fmt::format("{}: '{}' is neither `key = value` nor `[section]`", place, line));
+    } else {
+      settings.push_back({prefix + std::string(trim(line.substr(0, equals))),
+                          std::string(unquoted(trim(line.substr(equals + 1)))), place});
+    }
+  }
+  return settings;
+}
+
+std::string Options::suggestion(std::string_view key) const {
+  const Declaration* nearest = nullptr;
+  std::size_t least = std::max<std::size_t>(2, key.size() / 3) + 1;
+  for (const Declaration& declaration : declarations_) {
+    const std::string_view known = declaration.key;
+    const bool same_without_section =
+        known.ends_with(key) && known.size() > key.size() && known[known.size() - key.size() - 1] == '.';
+    const std::size_t distance = same_without_section ? 1 : edit_distance(key, known);
+    if (distance < least) {
+      least = distance;
+      nearest = &declaration;
+    }
+  }
+  return nearest == nullptr ? std::string() : fmt::format("; did you mean {}?", nearest->key);
+}
+
+void Options::apply(const std::vector<Setting>& settings, std::vector<std::string>& problems) {
+  std::map<std::string_view, std::string_view> seen;
+  for (const Setting& setting : settings) {
+    const auto& [key, text, place] = setting;
+    const auto [earlier, first_time] = seen.emplace(key, place);
+    if (!first_time) {
+      problems.push_back(fmt::format("{}: {} is given twice (first: {})", place, key, earlier->second));
+      continue;
+    }
+    if (const auto refused = refused_.find(key); refused != refused_.end()) {
+      problems.push_back(fmt::format("{}: {} is not an option here: {}", place, key, refused->second));
+      continue;
+    }
+    const Declaration* declaration = find(key);
+    if (declaration == nullptr) {
+      problems.push_back(fmt::format("{}: unknown key {}{}", place, key, suggestion(key)));
+      continue;
+    }
+    std::optional<OptionValue> value = from_text(text, declaration->default_value);
+    if (!value || text.find('\n') != std::string::npos) {
+      problems.push_back(
+          fmt::format("{}: {} = '{}' is not of type {}", place, key, text, type_name(declaration->default_value)));
+      continue;
+    }
+    values_[key] = std::move(*value);
+    if (!given(key)) given_.push_back(key);
+  }
+}
+
+void Options::parse(const std::vector<std::string>& flags, std::string_view config_text, std::string_view config_name) {
+  std::vector<std::string> problems;
+  apply(read_config(config_text, config_name, problems), problems);
+  apply(read_flags(flags, problems), problems);
+  for (const Declaration& declaration : declarations_) {
+    if (!values_.contains(declaration.key)) {
+      problems.push_back(fmt::format("--{} must be given ({})", declaration.key, declaration.help));
+    }
+  }
+  if (!problems.empty()) {
+    throw UsageError(fmt::format("The options are not usable; --help lists them.\n  {}", fmt::join(problems, "\n  ")));
+  }
+}
+
+std::string Options::help() const {
+  constexpr unsigned kWidth = 120;
+  po::options_description all(kWidth, kWidth / 2);
+  for (std::size_t i = 0; i < declarations_.size();) {
+    const std::string& title = declarations_[i].section;
+    po::options_description group(title, kWidth, kWidth / 2);
+    for (; i < declarations_.size() && declarations_[i].section == title; ++i) {
+      const Declaration& option = declarations_[i];
+      const std::string value = to_text(option.default_value);
+      auto* semantic = po::value<std::string>()->value_name(std::string(type_name(option.default_value)));
+      if (!option.required && !value.empty()) semantic->default_value(value);
+      group.add_options()(option.key.c_str(), semantic, (option.help + (option.required ? " (required)" : "")).c_str());
+    }
+    all.add(group);
+  }
+  std::ostringstream text;
+  text << all;
+  return text.str();
+}
+
+std::string Options::resolved() const {
+  std::string text;
+  std::string_view title;
+  for (const Declaration& option : declarations_) {
+    if (option.section != title) {
+      title = option.section;
+      text += fmt::format("{}# {}\n", text.empty() ? "" : "\n", title);
+    }
+    if (const auto found = values_.find(option.key); found != values_.end()) {
+      text += fmt::format("{} = {}\n", option.key, quoted_if_needed(to_text(found->second)));
+    }
+  }
+  return text;
+}
+
+std::vector<std::string> Options::differences(std::string_view earlier) const {
+  std::vector<std::string> problems;
+  std::map<std::string, std::string> was;
+  for (Setting& setting : read_config(earlier, "earlier", problems)) was[setting.key] = std::move(setting.text);
+  std::vector<std::string> lines;
+  for (const Declaration& option : declarations_) {
+    if (option.kind == OptionKind::free || !values_.contains(option.key)) continue;
+    const auto found = was.find(option.key);
+    const std::string before = found == was.end() ? to_text(option.default_value) : found->second;
+    const std::string now = to_text(value(option.key));
+    if (from_text(before, option.default_value) != value(option.key)) {
+      lines.push_back(fmt::format("{}: was {}, now {}", option.key, before, now));
+    }
+  }
+  return lines;
+}
+
+}  // namespace allosaur::core

@@ -1,0 +1,245 @@
+#include "data/loader.hpp"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <unordered_set>
+#include <utility>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+#include "core/random.hpp"
+
+namespace allosaur::data {
+namespace {
+
+constexpr int kMaxAttempts = 100;           // replacements of one broken sample before giving up
+constexpr std::int64_t kJudgedFrom = 1000;  // distinct files seen before the broken ones are weighed against them
+
+/// A batch that worker threads are filling.
+struct Filling {
+  Batch batch;
+  std::int64_t left;  ///< images not yet finished
+};
+
+}  // namespace
+
+/// Workers take one image at a time, in the order of delivery, from the batches under way; a batch is started when
+/// fewer than `prefetch` are under way or waiting to be taken.
+struct Loader::Impl {
+  Impl(std::shared_ptr<const Dataset> source, const LoaderConfig& settings, int rank, int ranks, std::int64_t first)
+      : dataset(std::move(source)), config(settings), next_iteration(first) {
+    if (dataset->size() == 0) throw core::InputError("There is no image to load.");
+    if (config.group < 1 || config.global_batch < 1 || config.global_batch % ranks != 0 ||
+        config.global_batch % config.group != 0) {
+      throw core::UsageError(fmt::format(
+          "The global batch of {} images does not divide by {} ranks and by groups of {} images (train.batch_size "
+          "and train.batch_size_per_gpu).",
+          config.global_batch, ranks, config.group));
+    }
+    images = config.global_batch / ranks;
+    first_slot = images * rank;
+    seen.resize(static_cast<std::size_t>(dataset->size()));
+    try {
+      for (int i = 0; i < std::max(1, config.workers); ++i) threads.emplace_back([this] { work(); });
+    } catch (...) {
+      stop();
+      throw;
+    }
+  }
+
+  ~Impl() { stop(); }
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    work_ready.notify_all();
+    for (std::thread& thread : threads) thread.join();
+    threads.clear();
+  }
+
+  void work() {
+    std::unique_lock lock(mutex);
+    while (true) {
+      work_ready.wait(lock, [&] { return stopping || failure || taken < images || can_start(); });
+      if (stopping || failure) return;
+      if (taken == images || filling.empty()) start_batch();
+      Filling& current = filling.back();  // a deque: stays in place while others are added and taken
+      const std::int64_t image = taken++;
+      lock.unlock();
+      try {
+        fill(current.batch, image);
+        lock.lock();
+      } catch (...) {
+        lock.lock();
+        if (!failure) failure = std::current_exception();
+        work_ready.notify_all();
+        batch_ready.notify_all();
+        return;
+      }
+      if (--current.left == 0) batch_ready.notify_all();
+    }
+  }
+
+  bool can_start() const { return filling.size() < static_cast<std::size_t>(std::max(1, config.prefetch)); }
+
+  void start_batch() {
+    const AugmentConfig& augmentation = config.augment;
+    const std::int64_t global = augmentation.global_crops_size, local = augmentation.local_crops_size;
+    const std::int64_t patches = std::int64_t{config.mask.patches_per_side} * config.mask.patches_per_side;
+    Batch batch;
+    batch.iteration = next_iteration++;
+    batch.global_crops = at::empty({2 * images, 3, global, global}, at::kFloat);
+    if (augmentation.local_crops_number > 0) {
+      batch.local_crops = at::empty({augmentation.local_crops_number * images, 3, local, local}, at::kFloat);
+    }
+    batch.masks = at::empty({2 * images, patches}, at::kBool);
+    batch.keys.resize(static_cast<std::size_t>(images));
+    filling.push_back({std::move(batch), images});
+    taken = 0;
+    work_ready.notify_all();
+  }
+
+  /// Everything about image `image` of this rank's part; the masks of a group come with its first image here.
+  void fill(Batch& batch, std::int64_t image) {
+    const std::int64_t slot = first_slot + image;
+    if (image == 0 || slot % config.group == 0) fill_masks(batch, image);
+
+    const std::int64_t position = batch.iteration * config.global_batch + slot;
+    const io::Image decoded = decode_sample(position, batch.keys[static_cast<std::size_t>(image)]);
+    const auto crop = [&](const at::Tensor& crops, std::int64_t number) {
+      return crops.data_ptr<float>() + (number * images + image) * crops.stride(0);
+    };
+    std::vector<float*> locals(static_cast<std::size_t>(config.augment.local_crops_number));
+    for (std::size_t l = 0; l < locals.size(); ++l) locals[l] = crop(batch.local_crops, static_cast<std::int64_t>(l));
+    augment(config.augment, decoded, config.seed, position, {crop(batch.global_crops, 0), crop(batch.global_crops, 1)},
+            locals);
+  }
+
+  /// This rank's rows of the masks of the group that image `image` belongs to.
+  void fill_masks(Batch& batch, std::int64_t image) const {
+    const std::int64_t slot = first_slot + image;
+    const std::int64_t within = slot % config.group;
+    const std::int64_t count = std::min(config.group - within, images - image);
+    const std::int64_t group = batch.iteration * (config.global_batch / config.group) + slot / config.group;
+    const at::Tensor masks = make_masks(config.mask, static_cast<int>(config.group), config.seed, group);
+    for (std::int64_t crop = 0; crop < 2; ++crop) {
+      const auto bytes = static_cast<std::size_t>(count * masks.size(1));
+      std::copy_n(masks.data_ptr<bool>() + (crop * config.group + within) * masks.size(1), bytes,
+                  batch.masks.data_ptr<bool>() + (crop * images + image) * masks.size(1));
+    }
+  }
+
+  /// The image at a global position, or the replacement of a broken one.
+  io::Image decode_sample(std::int64_t position, std::string& key) {
+    const std::int64_t size = dataset->size();
+    std::int64_t index =
+        core::Permutation(size, config.seed, static_cast<std::uint64_t>(position / size))(position % size);
+    for (std::uint32_t attempt = 1; attempt <= kMaxAttempts; ++attempt) {
+      mark_seen(index);
+      try {
+        Sample sample = dataset->get(index);
+        io::Image image = io::decode_image(sample.bytes);
+        key = std::move(sample.key);
+        return image;
+      } catch (const core::InputError& error) {
+        reject(index, error.what());
+      }
+      index = core::Random(config.seed, core::Purpose::sample_order, static_cast<std::uint64_t>(position), attempt)
+                  .below(size);
+    }
+    throw core::InputError(
+        fmt::format("None of {} images drawn in turn could be decoded; the last was {}. See the list of "
+                    "rejected images; is this a set of images?",
+                    kMaxAttempts, dataset->key(index)));
+  }
+
+  void mark_seen(std::int64_t index) {
+    const std::lock_guard lock(record);
+    if (seen[static_cast<std::size_t>(index)]) return;
+    seen[static_cast<std::size_t>(index)] = true;
+    ++distinct;
+  }
+
+  void reject(std::int64_t index, const char* reason) {
+    const std::lock_guard lock(record);
+    if (rejected_indices.insert(index).second) rejected.push_back({dataset->key(index), reason});
+  }
+
+  /// Throws when this rank has met too many broken files.
+  void judge() const {
+    const std::lock_guard lock(record);
+    const auto broken = static_cast<double>(rejected.size());
+    if (distinct < std::min(kJudgedFrom, dataset->size()) ||
+        broken <= config.max_rejected * static_cast<double>(distinct)) {
+      return;
+    }
+    throw core::InputError(fmt::format(
+        "{} of {} images could not be read or decoded, more than the fraction of {} that run.max_rejected allows. "
+        "The first is {}: {}",
+        rejected.size(), distinct, config.max_rejected, rejected.front().key, rejected.front().reason));
+  }
+
+  Batch next() {
+    Batch batch;
+    {
+      std::unique_lock lock(mutex);
+      batch_ready.wait(lock, [&] { return failure || (!filling.empty() && filling.front().left == 0); });
+      if (failure) std::rethrow_exception(failure);
+      batch = std::move(filling.front().batch);
+      filling.pop_front();
+    }
+    work_ready.notify_all();
+    judge();
+    return batch;
+  }
+
+  const std::shared_ptr<const Dataset> dataset;
+  const LoaderConfig config;
+  std::int64_t images = 0;      // of this rank in an iteration
+  std::int64_t first_slot = 0;  // of this rank
+
+  std::mutex mutex;  // guards what follows
+  std::condition_variable work_ready, batch_ready;
+  std::deque<Filling> filling;
+  std::int64_t next_iteration;
+  std::int64_t taken = 0;  // images of filling.back() that a worker has taken
+  bool stopping = false;
+  std::exception_ptr failure;
+
+  mutable std::mutex record;  // guards what follows
+  std::vector<bool> seen;
+  std::int64_t distinct = 0;
+  std::unordered_set<std::int64_t> rejected_indices;
+  std::vector<Rejected> rejected;
+
+  std::vector<std::thread> threads;
+};
+
+Loader::Loader(std::shared_ptr<const Dataset> dataset, const LoaderConfig& config, int rank, int ranks,
+               std::int64_t first)
+    : impl_(std::make_unique<Impl>(std::move(dataset), config, rank, ranks, first)) {}
+Loader::~Loader() = default;
+
+Batch Loader::next() {
+  return impl_->next();
+}
+
+std::vector<Rejected> Loader::rejected() const {
+  const std::lock_guard lock(impl_->record);
+  return impl_->rejected;
+}
+
+std::int64_t Loader::distinct_seen() const {
+  const std::lock_guard lock(impl_->record);
+  return impl_->distinct;
+}
+
+}  // namespace allosaur::data

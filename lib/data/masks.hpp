@@ -1,0 +1,18 @@
+#pragma once
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+namespace allosaur::data {
+
+/// iBOT block masks (facts 2.5). Quotas hold within a group of images.
+struct MaskConfig {
+  int patches_per_side = 16;
+  double sample_probability = 0.5, ratio_min = 0.1, ratio_max = 0.5;
+};
+
+/// The bool [2B, N] masks of one group of B images, rows crop-major (crop 1 of all images, then crop 2): floor(2B * p)
+/// rows are masked, each with its share of the ratio range, in shuffled order. A pure function of (seed, group).
+at::Tensor make_masks(const MaskConfig& config, int images, std::uint64_t seed, std::int64_t group);
+
+}  // namespace allosaur::data

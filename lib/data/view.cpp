@@ -1,0 +1,73 @@
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+#include "core/thread_pool.hpp"
+#include "data/loader.hpp"
+
+namespace allosaur::data {
+namespace {
+
+constexpr int kMaxAspect = 16;
+
+io::Image centre_crop(const io::Image& image, int size) {
+  // The corner is rounded half to even, as torchvision's.
+  const auto corner = [&](int side) { return static_cast<std::size_t>(std::nearbyint((side - size) / 2.0)); };
+  const std::size_t left = corner(image.width), top = corner(image.height), row = static_cast<std::size_t>(size) * 3;
+  io::Image crop{size, size, 3, std::vector<std::uint8_t>(static_cast<std::size_t>(size) * row)};
+  for (std::size_t y = 0; y < static_cast<std::size_t>(size); ++y) {
+    const std::size_t from = ((top + y) * static_cast<std::size_t>(image.width) + left) * 3;
+    std::copy_n(&image.pixels[from], row, &crop.pixels[y * row]);
+  }
+  return crop;
+}
+
+/// Writes the view of one image: f32 [3, crop, crop].
+void render_view(const io::Image& image, int resize, int crop, float* out) {
+  if (crop > resize) {
+    throw core::UsageError(fmt::format(
+        "A crop of {} pixels does not fit into images resized to {} pixels; give a smaller crop.", crop, resize));
+  }
+  // The crop sees the middle only; enlarging a sliver of an image whole would exhaust memory.
+  const int shorter = std::min(image.width, image.height);
+  const int width = std::min(image.width, kMaxAspect * shorter), height = std::min(image.height, kMaxAspect * shorter);
+  const io::Box middle{static_cast<double>((image.width - width) / 2), static_cast<double>((image.height - height) / 2),
+                       static_cast<double>(width), static_cast<double>(height)};
+  const auto scaled = [&](int side) { return static_cast<int>(static_cast<std::int64_t>(resize) * side / shorter); };
+  normalize(centre_crop(io::resize_bicubic(image, middle, scaled(width), scaled(height)), crop), out);
+}
+
+}  // namespace
+
+at::Tensor evaluation_view(const Sample& sample, int resize, int crop) {
+  at::Tensor view = at::empty({3, crop, crop}, at::kFloat);
+  render_view(io::decode_image(sample.bytes), resize, crop, view.data_ptr<float>());
+  return view;
+}
+
+Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, int resize, int crop,
+                       int threads) {
+  const auto count = static_cast<std::int64_t>(indices.size());
+  Views views;
+  views.images = at::zeros({count, 3, crop, crop}, at::kFloat);
+  std::vector<std::string> reasons(indices.size());
+  core::parallel_for(threads, count, [&](std::int64_t i) {
+    try {
+      const Sample sample = dataset.get(indices[static_cast<std::size_t>(i)]);
+      render_view(io::decode_image(sample.bytes), resize, crop,
+                  views.images.data_ptr<float>() + i * views.images.stride(0));
+    } catch (const core::InputError& error) {
+      reasons[static_cast<std::size_t>(i)] = error.what();
+    }
+  });
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    views.valid.push_back(reasons[i].empty());
+    if (!reasons[i].empty()) views.rejected.push_back({dataset.key(indices[i]), reasons[i]});
+  }
+  return views;
+}
+
+}  // namespace allosaur::data

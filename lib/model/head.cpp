@@ -1,0 +1,52 @@
+#include "model/head.hpp"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "model/linear.hpp"
+
+namespace allosaur::model {
+
+ProjectionHead::ProjectionHead(const HeadConfig& config) : config_(config) {
+  for (int i = 0; i < config.layers; ++i) {
+    const int in = i == 0 ? config.in_dim : config.hidden_dim;
+    const int out = i == config.layers - 1 ? config.bottleneck_dim : config.hidden_dim;
+    weights_.push_back(at::zeros({out, in}));
+    biases_.push_back(at::zeros({out}));
+  }
+  gain_ = at::zeros({config.prototypes, 1});
+  direction_ = at::zeros({config.prototypes, config.bottleneck_dim});
+}
+
+std::vector<Parameter> ProjectionHead::parameters() {
+  std::vector<Parameter> list;
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    // Linear layers sit at the even places of the official module list, GELUs between them; a single layer is no list.
+    const std::string name = weights_.size() == 1 ? "mlp" : fmt::format("mlp.{}", 2 * i);
+    list.push_back({name + ".weight", "head", &weights_[i], Init::truncated_normal, 0});
+    list.push_back({name + ".bias", "head", &biases_[i], Init::zeros, 0});
+  }
+  list.push_back({"last_layer.weight_g", "head", &gain_, Init::ones, 0});
+  list.push_back({"last_layer.weight_v", "head", &direction_, Init::fan_in_uniform,
+                  1.0 / std::sqrt(static_cast<double>(config_.bottleneck_dim))});
+  return list;
+}
+
+at::Tensor ProjectionHead::embed(const at::Tensor& x) const {
+  at::Tensor y = x;
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    y = linear(y, weights_[i], biases_[i], fast_products_);
+    if (i + 1 < weights_.size()) y = at::gelu(y);
+  }
+  // The published epsilon depends on the type: 1e-12 would vanish in float16.
+  const double eps = y.scalar_type() == at::kHalf ? 1e-6 : 1e-12;
+  return y / at::norm(y, 2, -1, true).clamp_min(eps);
+}
+
+at::Tensor ProjectionHead::prototypes() const {
+  return direction_ * (gain_ / at::norm(direction_, 2, 1, true));
+}
+
+}  // namespace allosaur::model

@@ -1,0 +1,303 @@
+#include "model/vision_transformer.hpp"
+
+#include <array>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/error.hpp"
+#include "model/linear.hpp"
+
+namespace allosaur::model {
+
+namespace {
+
+constexpr double kNormEps = 1e-6;
+
+struct Preset {
+  const char* name;
+  int embed_dim, depth, num_heads;
+};
+constexpr std::array kPresets{Preset{"vit_tiny", 192, 12, 3}, Preset{"vit_small", 384, 12, 6},
+                              Preset{"vit_base", 768, 12, 12}, Preset{"vit_large", 1024, 24, 16},
+                              Preset{"vit_giant2", 1536, 40, 24}};
+
+/// Where the tokens of one crop resolution lie in the packed sequence [T, D].
+struct Extent {
+  std::int64_t batch, tokens, begin;
+  std::int64_t rows() const { return batch * tokens; }
+};
+
+/// Which packed rows one residual branch works on, and what its output is scaled by.
+struct Selection {
+  std::vector<Extent> extents;  // of the selected rows, packed
+  at::Tensor rows;              // i64 [selected] into the full packed sequence; undefined: all of it
+  at::Tensor scale;             // f32 [selected, 1]: images / kept images of the row's crop resolution
+};
+
+}  // namespace
+
+int VitConfig::hidden_dim() const noexcept {
+  const auto hidden = static_cast<int>(embed_dim * mlp_ratio);
+  return swiglu ? (hidden * 2 / 3 + 7) / 8 * 8 : hidden;
+}
+
+VitConfig vit_preset(const std::string& arch) {
+  for (const Preset& preset : kPresets)
+    if (arch == preset.name) {
+      VitConfig config;
+      config.embed_dim = preset.embed_dim;
+      config.depth = preset.depth;
+      config.num_heads = preset.num_heads;
+      return config;
+    }
+  throw core::UsageError(fmt::format("There is no architecture \"{}\"; choose one of {}.", arch,
+                                     fmt::join(vit_presets(), ", ")));
+}
+
+std::vector<std::string> vit_presets() {
+  std::vector<std::string> names;
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  return names;
+}
+
+/// x + ls1(attn(norm1 x)), x + ls2(ffn(norm2 x)), on packed tokens (dinov2/layers/block.py).
+struct VisionTransformer::Block {
+  int heads = 1;
+  bool swiglu = false;
+  at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, ls1_gamma;
+  // MLP: fc1, fc2. SwiGLU: w12 (gate and value in one), w3.
+  at::Tensor norm2_weight, norm2_bias, in_weight, in_bias, out_weight, out_bias, ls2_gamma;
+
+  /// tokens [T, D] of several resolutions one after the other; attention stays within each image.
+  at::Tensor attention(const at::Tensor& tokens, const std::vector<Extent>& extents, bool fast) const {
+    const std::int64_t dim = tokens.size(1);
+    const at::Tensor x = at::layer_norm(tokens, {dim}, norm1_weight, norm1_bias, kNormEps);
+    const at::Tensor qkv = linear(x, qkv_weight, qkv_bias, fast);  // [T, 3D]
+    std::vector<at::Tensor> parts;
+    for (const Extent& e : extents) {
+      const auto heads_first = qkv.narrow(0, e.begin, e.rows())
+                                   .view({e.batch, e.tokens, 3, heads, dim / heads})
+                                   .permute({2, 0, 3, 1, 4})
+                                   .unbind(0);  // q, k, v [B, H, N, D/H]
+      parts.push_back(at::scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2])
+                          .transpose(1, 2)
+                          .reshape({e.rows(), dim}));
+    }
+    return linear(parts.size() == 1 ? parts.front() : at::cat(parts), proj_weight, proj_bias, fast);
+  }
+
+  at::Tensor feed_forward(const at::Tensor& tokens, bool fast) const {
+    const at::Tensor x = at::layer_norm(tokens, {tokens.size(1)}, norm2_weight, norm2_bias, kNormEps);
+    const at::Tensor hidden = linear(x, in_weight, in_bias, fast);
+    if (!swiglu) return linear(at::gelu(hidden), out_weight, out_bias, fast);
+    const auto halves = hidden.chunk(2, 1);
+    return linear(at::silu(halves[0]) * halves[1], out_weight, out_bias, fast);
+  }
+};
+
+VisionTransformer::~VisionTransformer() = default;
+
+VisionTransformer::VisionTransformer(const VitConfig& config) : config_(config) {
+  if (config.embed_dim % config.num_heads != 0)
+    throw core::UsageError(fmt::format("student.embed_dim {} is not a multiple of student.num_heads {}.",
+                                       config.embed_dim, config.num_heads));
+  if (config.image_size % config.patch_size != 0)
+    throw core::UsageError(fmt::format("The image size {} is not a multiple of the patch size {}.", config.image_size,
+                                       config.patch_size));
+  const std::int64_t dim = config.embed_dim, hidden = config.hidden_dim();
+  const std::int64_t patches = static_cast<std::int64_t>(config.grid()) * config.grid();
+  cls_token_ = at::zeros({1, 1, dim});
+  pos_embed_ = at::zeros({1, 1 + patches, dim});
+  if (config.num_register_tokens > 0) register_tokens_ = at::zeros({1, config.num_register_tokens, dim});
+  mask_token_ = at::zeros({1, dim});
+  patch_weight_ = at::zeros({dim, 3, config.patch_size, config.patch_size});
+  patch_bias_ = at::zeros({dim});
+  for (int i = 0; i < config.depth; ++i) {
+    Block& block = blocks_.emplace_back();
+    block.heads = config.num_heads;
+    block.swiglu = config.swiglu;
+    for (at::Tensor* norm : {&block.norm1_weight, &block.norm1_bias, &block.norm2_weight, &block.norm2_bias})
+      *norm = at::zeros({dim});
+    if (config.layer_scale != 0)
+      for (at::Tensor* gamma : {&block.ls1_gamma, &block.ls2_gamma}) *gamma = at::zeros({dim});
+    block.qkv_weight = at::zeros({3 * dim, dim});
+    block.qkv_bias = at::zeros({3 * dim});
+    block.proj_weight = at::zeros({dim, dim});
+    block.proj_bias = at::zeros({dim});
+    const std::int64_t in = config.swiglu ? 2 * hidden : hidden;
+    block.in_weight = at::zeros({in, dim});
+    block.in_bias = at::zeros({in});
+    block.out_weight = at::zeros({dim, hidden});
+    block.out_bias = at::zeros({dim});
+  }
+  norm_weight_ = at::zeros({dim});
+  norm_bias_ = at::zeros({dim});
+}
+
+std::vector<Parameter> VisionTransformer::parameters() {
+  std::vector<Parameter> list;
+  const auto add = [&list](std::string unit, std::string name, at::Tensor& tensor, Init init, double scale = 0) {
+    if (tensor.defined()) list.push_back({std::move(name), std::move(unit), &tensor, init, scale});
+  };
+  const double patch_bound = 1.0 / std::sqrt(3.0 * config_.patch_size * config_.patch_size);
+  add("patch_embed", "cls_token", cls_token_, Init::tiny_normal);
+  add("patch_embed", "pos_embed", pos_embed_, Init::truncated_normal);
+  add("patch_embed", "register_tokens", register_tokens_, Init::tiny_normal);
+  add("patch_embed", "mask_token", mask_token_, Init::zeros);
+  add("patch_embed", "patch_embed.proj.weight", patch_weight_, Init::fan_in_uniform, patch_bound);
+  add("patch_embed", "patch_embed.proj.bias", patch_bias_, Init::fan_in_uniform, patch_bound);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    Block& block = blocks_[i];
+    const std::string unit = fmt::format("blocks.{}", i);
+    const auto in_block = [&](const char* name, at::Tensor& tensor, Init init) {
+      add(unit, fmt::format("{}.{}", unit, name), tensor, init, config_.layer_scale);
+    };
+    in_block("norm1.weight", block.norm1_weight, Init::ones);
+    in_block("norm1.bias", block.norm1_bias, Init::zeros);
+    in_block("attn.qkv.weight", block.qkv_weight, Init::truncated_normal);
+    in_block("attn.qkv.bias", block.qkv_bias, Init::zeros);
+    in_block("attn.proj.weight", block.proj_weight, Init::truncated_normal);
+    in_block("attn.proj.bias", block.proj_bias, Init::zeros);
+    in_block("ls1.gamma", block.ls1_gamma, Init::layer_scale);
+    in_block("norm2.weight", block.norm2_weight, Init::ones);
+    in_block("norm2.bias", block.norm2_bias, Init::zeros);
+    in_block(config_.swiglu ? "mlp.w12.weight" : "mlp.fc1.weight", block.in_weight, Init::truncated_normal);
+    in_block(config_.swiglu ? "mlp.w12.bias" : "mlp.fc1.bias", block.in_bias, Init::zeros);
+    in_block(config_.swiglu ? "mlp.w3.weight" : "mlp.fc2.weight", block.out_weight, Init::truncated_normal);
+    in_block(config_.swiglu ? "mlp.w3.bias" : "mlp.fc2.bias", block.out_bias, Init::zeros);
+    in_block("ls2.gamma", block.ls2_gamma, Init::layer_scale);
+  }
+  add("norm", "norm.weight", norm_weight_, Init::ones);
+  add("norm", "norm.bias", norm_bias_, Init::zeros);
+  return list;
+}
+
+at::Tensor VisionTransformer::positions(std::int64_t height, std::int64_t width) const {
+  const std::int64_t grid = config_.grid();
+  if (height == grid && width == grid) return pos_embed_;
+  const std::int64_t dim = config_.embed_dim;
+  const at::Tensor cls = pos_embed_.narrow(1, 0, 1);
+  const at::Tensor square = pos_embed_.narrow(1, 1, grid * grid)
+                                .to(at::kFloat)
+                                .view({1, grid, grid, dim})
+                                .permute({0, 3, 1, 2});
+  // With an offset the sampling grid follows the given scale, not the ratio of sizes (facts 1.4); without, the sizes.
+  std::optional<double> scale_h, scale_w;
+  if (config_.interpolate_offset != 0) {
+    scale_h = (static_cast<double>(height) + config_.interpolate_offset) / static_cast<double>(grid);
+    scale_w = (static_cast<double>(width) + config_.interpolate_offset) / static_cast<double>(grid);
+  }
+  const at::Tensor resized = config_.interpolate_antialias
+                                 ? at::_upsample_bicubic2d_aa(square, {height, width}, false, scale_h, scale_w)
+                                 : at::upsample_bicubic2d(square, {height, width}, false, scale_h, scale_w);
+  return at::cat({cls, resized.permute({0, 2, 3, 1}).reshape({1, height * width, dim}).to(cls.dtype())}, 1);
+}
+
+at::Tensor VisionTransformer::embed(const at::Tensor& images, const at::Tensor& masks) const {
+  const std::int64_t batch = images.size(0), dim = config_.embed_dim, patch = config_.patch_size;
+  if (images.size(2) % patch != 0 || images.size(3) % patch != 0)
+    throw core::UsageError(fmt::format("Images of {} x {} pixels are not multiples of the patch size {}.",
+                                       images.size(2), images.size(3), patch));
+  const std::int64_t height = images.size(2) / patch, width = images.size(3) / patch;
+  // A convolution whose stride is its kernel is a matrix product over patches.
+  const at::Tensor pixels = images.view({batch, 3, height, patch, width, patch})
+                                .permute({0, 2, 4, 1, 3, 5})
+                                .reshape({batch, height * width, 3 * patch * patch});
+  at::Tensor x = linear(pixels, patch_weight_.view({dim, 3 * patch * patch}), patch_bias_, fast_products_);  // [B, N, D]
+  if (masks.defined()) x = at::where(masks.unsqueeze(-1), mask_token_.unsqueeze(0).to(x.dtype()), x);
+  x = at::cat({cls_token_.expand({batch, 1, dim}), x}, 1) + positions(height, width);
+  if (config_.num_register_tokens > 0)
+    x = at::cat({x.narrow(1, 0, 1), register_tokens_.expand({batch, -1, -1}), x.narrow(1, 1, height * width)}, 1);
+  return x;
+}
+
+VitOutput VisionTransformer::split(const at::Tensor& tokens) const {
+  const std::int64_t registers = config_.num_register_tokens;
+  return {tokens.select(1, 0), tokens.narrow(1, 1, registers),
+          tokens.narrow(1, 1 + registers, tokens.size(1) - 1 - registers)};
+}
+
+VitOutput VisionTransformer::forward(const at::Tensor& images, const at::Tensor& masks) const {
+  return forward_packed({{images, masks, {}}}).front();
+}
+
+std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitInput>& inputs) const {
+  std::vector<at::Tensor> embedded;
+  std::vector<Extent> extents;
+  std::int64_t total = 0;
+  for (const VitInput& input : inputs) {
+    const at::Tensor x = embed(input.images, input.masks);
+    extents.push_back({x.size(0), x.size(1), total});
+    total += extents.back().rows();
+    embedded.push_back(x.flatten(0, 1));
+  }
+  at::Tensor x = embedded.size() == 1 ? embedded.front() : at::cat(embedded);  // [T, D]
+
+  const auto select = [&](std::size_t branch) {
+    Selection selection;
+    bool any = false;
+    for (const VitInput& input : inputs) any = any || !input.kept.empty();
+    if (!any) {
+      selection.extents = extents;
+      return selection;
+    }
+    std::vector<at::Tensor> rows, scales;
+    std::int64_t begin = 0;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const Extent& e = extents[i];
+      const at::Tensor kept = inputs[i].kept.empty() ? at::arange(e.batch, x.options().dtype(at::kLong))
+                                                     : inputs[i].kept.at(branch).to(x.device());
+      selection.extents.push_back({kept.size(0), e.tokens, begin});
+      begin += selection.extents.back().rows();
+      rows.push_back((kept.unsqueeze(1) * e.tokens + at::arange(e.tokens, kept.options()) + e.begin).flatten());
+      scales.push_back(at::full({rows.back().size(0), 1},
+                                static_cast<double>(e.batch) / static_cast<double>(kept.size(0)), x.options()));
+    }
+    selection.rows = at::cat(rows);
+    selection.scale = at::cat(scales);
+    return selection;
+  };
+  const auto add_branch = [&x](const Selection& selection, at::Tensor branch, const at::Tensor& gamma) {
+    if (gamma.defined()) branch = branch * gamma;
+    x = selection.rows.defined() ? x.index_add(0, selection.rows, branch * selection.scale) : x + branch;
+  };
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& block = blocks_[i];
+    const Selection attention = select(2 * i);
+    add_branch(attention,
+               block.attention(attention.rows.defined() ? x.index_select(0, attention.rows) : x, attention.extents, fast_products_),
+               block.ls1_gamma);
+    const Selection ffn = select(2 * i + 1);
+    add_branch(ffn, block.feed_forward(ffn.rows.defined() ? x.index_select(0, ffn.rows) : x, fast_products_), block.ls2_gamma);
+  }
+
+  x = at::layer_norm(x, {config_.embed_dim}, norm_weight_, norm_bias_, kNormEps);
+  std::vector<VitOutput> outputs;
+  for (const Extent& e : extents)
+    outputs.push_back(split(x.narrow(0, e.begin, e.rows()).view({e.batch, e.tokens, config_.embed_dim})));
+  return outputs;
+}
+
+std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& images, int n) const {
+  at::Tensor x = embed(images, {});
+  const std::int64_t batch = x.size(0), tokens = x.size(1), dim = config_.embed_dim;
+  const std::vector<Extent> extents{{batch, tokens, 0}};
+  x = x.flatten(0, 1);
+  std::vector<VitOutput> outputs;
+  const auto scaled = [](const at::Tensor& branch, const at::Tensor& gamma) {
+    return gamma.defined() ? branch * gamma : branch;
+  };
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& block = blocks_[i];
+    x = x + scaled(block.attention(x, extents, fast_products_), block.ls1_gamma);
+    x = x + scaled(block.feed_forward(x, fast_products_), block.ls2_gamma);
+    if (i + static_cast<std::size_t>(n) >= blocks_.size())
+      outputs.push_back(split(at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps).view({batch, tokens, dim})));
+  }
+  return outputs;
+}
+
+}  // namespace allosaur::model

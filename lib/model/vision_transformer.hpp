@@ -1,0 +1,83 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/parameter.hpp"
+
+namespace allosaur::model {
+
+/// Shape of a vision transformer (DINOv2 paper, Table 17). Head dimension is embed_dim / num_heads.
+struct VitConfig {
+  int image_size = 224, patch_size = 14;
+  int embed_dim = 1024, depth = 24, num_heads = 16;
+  double mlp_ratio = 4.0;
+  bool swiglu = false;
+  int num_register_tokens = 0;
+  double layer_scale = 1e-5;         ///< initial gamma; 0 = no LayerScale
+  bool interpolate_antialias = false;
+  double interpolate_offset = 0.1;   ///< 0 = resize positions by exact size
+
+  int grid() const noexcept { return image_size / patch_size; }  ///< patches a side at image_size
+  int hidden_dim() const noexcept;                                ///< of the feed-forward (SwiGLU: rounded 2/3)
+};
+
+/// vit_tiny, vit_small, vit_base, vit_large, vit_giant2 ("" is an error: core::UsageError listing the names).
+VitConfig vit_preset(const std::string& arch);
+std::vector<std::string> vit_presets();
+
+/// Tokens after the final norm.
+struct VitOutput {
+  at::Tensor cls;        // [B, D]
+  at::Tensor registers;  // [B, R, D]
+  at::Tensor patches;    // [B, N, D]
+};
+
+/// One crop resolution of a packed forward.
+struct VitInput {
+  at::Tensor images;  // [B, 3, H, W], H and W multiples of the patch size
+  at::Tensor masks;   // bool [B, N] or undefined
+  /// Rows kept by stochastic depth, in order: block 0 attention, block 0 ffn, block 1 attention, ...; each i64 [k]
+  /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth). Empty: all rows.
+  std::vector<at::Tensor> kept;
+};
+
+/// A vision transformer. Parameter names equal the official state_dict's; tensors can be re-seated onto flat buffers
+/// through parameters(). Thread-safe for concurrent inference.
+class VisionTransformer {
+ public:
+  explicit VisionTransformer(const VitConfig& config);
+  ~VisionTransformer();
+  VisionTransformer(const VisionTransformer&) = delete;
+  VisionTransformer& operator=(const VisionTransformer&) = delete;
+
+  const VitConfig& config() const noexcept { return config_; }
+  /// Every parameter in state_dict order; units: "patch_embed" (with positions and tokens), "blocks.0", ..., "norm".
+  std::vector<Parameter> parameters();
+
+  /// See model::linear(); off at first.
+  void set_fast_products(bool fast) noexcept { fast_products_ = fast; }
+
+  VitOutput forward(const at::Tensor& images, const at::Tensor& masks = {}) const;
+  /// Several crop resolutions in one pass over packed tokens; equal to separate forwards.
+  std::vector<VitOutput> forward_packed(const std::vector<VitInput>& inputs) const;
+  /// The last `n` blocks' tokens, shallow to deep, each through the final norm.
+  std::vector<VitOutput> intermediate_layers(const at::Tensor& images, int n) const;
+
+ private:
+  struct Block;
+  at::Tensor embed(const at::Tensor& images, const at::Tensor& masks) const;
+  at::Tensor positions(std::int64_t height, std::int64_t width) const;
+  VitOutput split(const at::Tensor& tokens) const;
+
+  VitConfig config_;
+  at::Tensor cls_token_, pos_embed_, register_tokens_, mask_token_;
+  at::Tensor patch_weight_, patch_bias_;
+  std::vector<Block> blocks_;
+  at::Tensor norm_weight_, norm_bias_;
+  bool fast_products_ = false;
+};
+
+}  // namespace allosaur::model

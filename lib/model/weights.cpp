@@ -1,0 +1,204 @@
+#include "model/weights.hpp"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <span>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "io/sharded_array.hpp"
+
+namespace allosaur::model {
+
+namespace {
+
+constexpr const char* kMetadataKey = "allosaur.backbone";
+
+/// The configuration that the tensors themselves show.
+VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where) {
+  std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
+  const auto need = [&](const std::string& name) -> const at::Tensor& {
+    const auto found = by_name.find(name);
+    if (found == by_name.end())
+      throw core::StorageError(fmt::format("{} holds no tensor \"{}\": it is not a DINOv2 vision transformer.", where, name));
+    return found->second;
+  };
+  VitConfig config;
+  const at::Tensor& patch = need("patch_embed.proj.weight");
+  if (patch.dim() != 4 || patch.size(1) != 3)
+    throw core::StorageError(fmt::format("patch_embed.proj.weight in {} is not [D, 3, p, p].", where));
+  config.embed_dim = static_cast<int>(patch.size(0));
+  config.patch_size = static_cast<int>(patch.size(2));
+  config.num_heads = std::max(1, config.embed_dim / 64);
+  const std::int64_t positions = need("pos_embed").size(1) - 1;
+  config.image_size = static_cast<int>(std::lround(std::sqrt(static_cast<double>(positions)))) * config.patch_size;
+  config.depth = 0;
+  while (by_name.contains(fmt::format("blocks.{}.norm1.weight", config.depth))) ++config.depth;
+  config.swiglu = by_name.contains("blocks.0.mlp.w12.weight");
+  config.layer_scale = by_name.contains("blocks.0.ls1.gamma") ? 1.0 : 0.0;
+  if (!config.swiglu && config.depth > 0)
+    config.mlp_ratio = static_cast<double>(need("blocks.0.mlp.fc1.weight").size(0)) / config.embed_dim;
+  if (const auto registers = by_name.find("register_tokens"); registers != by_name.end()) {
+    // The released models with registers resize positions by size and with antialiasing.
+    config.num_register_tokens = static_cast<int>(registers->second.size(1));
+    config.interpolate_antialias = true;
+    config.interpolate_offset = 0;
+  }
+  return config;
+}
+
+std::unique_ptr<VisionTransformer> from_checkpoint(const std::filesystem::path& folder) {
+  const io::ShardedReader reader(folder / kCheckpointFile);
+  auto backbone = std::make_unique<VisionTransformer>(vit_from_json(reader.text_attribute(kVitAttribute)));
+  io::NamedTensors tensors;
+  const auto layout = nlohmann::json::parse(reader.text_attribute(kLayoutAttribute));
+  for (const auto& [array, entries] : layout.items()) {
+    const at::Tensor flat = reader.read(array);
+    for (const auto& entry : entries) {
+      const auto shape = entry.at(1).get<std::vector<std::int64_t>>();
+      std::int64_t count = 1;
+      for (const std::int64_t size : shape) count *= size;
+      tensors.emplace_back(entry.at(0).get<std::string>(),
+                           flat.narrow(0, entry.at(2).get<std::int64_t>(), count).view(shape));
+    }
+  }
+  assign(backbone->parameters(), backbone_tensors(tensors), folder.string());
+  return backbone;
+}
+
+}  // namespace
+
+std::unique_ptr<VisionTransformer> load_backbone(const std::filesystem::path& file) {
+  if (std::filesystem::is_directory(file)) return from_checkpoint(file);
+  const io::Safetensors content = io::read_safetensors(file);
+  const io::NamedTensors tensors = backbone_tensors(content.tensors);
+  const auto metadata = content.metadata.find(kMetadataKey);
+  auto backbone = std::make_unique<VisionTransformer>(
+      metadata != content.metadata.end() ? vit_from_json(metadata->second) : infer_config(tensors, file.string()));
+  assign(backbone->parameters(), tensors, file.string());
+  return backbone;
+}
+
+std::unique_ptr<VisionTransformer> new_backbone(const VitConfig& config, std::uint64_t seed) {
+  auto backbone = std::make_unique<VisionTransformer>(config);
+  for (const Parameter& parameter : backbone->parameters()) initialise(parameter, "backbone.", seed);
+  return backbone;
+}
+
+void save_backbone(const std::filesystem::path& file, VisionTransformer& backbone) {
+  io::NamedTensors tensors;
+  for (const Parameter& parameter : backbone.parameters())
+    tensors.emplace_back(parameter.name, parameter.tensor->detach().to(at::kCPU, at::kFloat).contiguous());
+  io::write_safetensors(file, tensors, {{"format", "pt"}, {kMetadataKey, to_json(backbone.config())}});
+}
+
+std::string fingerprint(VisionTransformer& backbone) {
+  const std::string config = to_json(backbone.config());
+  std::uint64_t hash = core::hash_bytes(std::as_bytes(std::span(config)));
+  for (const Parameter& parameter : backbone.parameters()) {
+    const at::Tensor values = parameter.tensor->detach().to(at::kCPU, at::kFloat).contiguous();
+    hash = core::hash_bytes(
+        std::as_bytes(std::span(values.data_ptr<float>(), static_cast<std::size_t>(values.numel()))), hash);
+  }
+  return core::hash_hex(hash);
+}
+
+void assign(const std::vector<Parameter>& parameters, const io::NamedTensors& source, const std::string& where) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, at::Tensor> by_name(source.begin(), source.end());
+  std::vector<std::string> problems;
+  for (const Parameter& parameter : parameters) {
+    const auto found = by_name.find(parameter.name);
+    if (found == by_name.end()) {
+      problems.push_back(fmt::format("\"{}\" is missing", parameter.name));
+      continue;
+    }
+    if (found->second.sizes() == parameter.tensor->sizes())
+      parameter.tensor->copy_(found->second);
+    else
+      problems.push_back(fmt::format("\"{}\" has shape [{}] instead of [{}]", parameter.name,
+                                     fmt::join(found->second.sizes(), ", "), fmt::join(parameter.tensor->sizes(), ", ")));
+    by_name.erase(found);
+  }
+  for (const auto& [name, tensor] : by_name) problems.push_back(fmt::format("\"{}\" is not part of the network", name));
+  if (problems.empty()) return;
+  const std::size_t shown = std::min<std::size_t>(problems.size(), 8);
+  throw core::StorageError(fmt::format("{} does not fit the network: {}{}.", where,
+                                       fmt::join(problems.begin(), problems.begin() + static_cast<std::ptrdiff_t>(shown), "; "),
+                                       shown < problems.size() ? fmt::format("; and {} more", problems.size() - shown) : ""));
+}
+
+std::string to_json(const VitConfig& c) {
+  return nlohmann::json{{"image_size", c.image_size},
+                        {"patch_size", c.patch_size},
+                        {"embed_dim", c.embed_dim},
+                        {"depth", c.depth},
+                        {"num_heads", c.num_heads},
+                        {"mlp_ratio", c.mlp_ratio},
+                        {"swiglu", c.swiglu},
+                        {"num_register_tokens", c.num_register_tokens},
+                        {"layer_scale", c.layer_scale},
+                        {"interpolate_antialias", c.interpolate_antialias},
+                        {"interpolate_offset", c.interpolate_offset}}
+      .dump();
+}
+
+VitConfig vit_from_json(const std::string& text) {
+  try {
+    const auto json = nlohmann::json::parse(text);
+    VitConfig c;
+    json.at("image_size").get_to(c.image_size);
+    json.at("patch_size").get_to(c.patch_size);
+    json.at("embed_dim").get_to(c.embed_dim);
+    json.at("depth").get_to(c.depth);
+    json.at("num_heads").get_to(c.num_heads);
+    json.at("mlp_ratio").get_to(c.mlp_ratio);
+    json.at("swiglu").get_to(c.swiglu);
+    json.at("num_register_tokens").get_to(c.num_register_tokens);
+    json.at("layer_scale").get_to(c.layer_scale);
+    json.at("interpolate_antialias").get_to(c.interpolate_antialias);
+    json.at("interpolate_offset").get_to(c.interpolate_offset);
+    return c;
+  } catch (const nlohmann::json::exception& error) {
+    throw core::StorageError(fmt::format("The network's description is damaged ({}).", error.what()));
+  }
+}
+
+std::string to_json(const std::vector<Placement>& layout) {
+  nlohmann::json json = nlohmann::json::object();
+  for (const Placement& place : layout) json[place.array].push_back({place.name, place.shape, place.offset});
+  return json.dump();
+}
+
+io::NamedTensors backbone_tensors(const io::NamedTensors& tensors) {
+  const bool two_networks =
+      std::ranges::any_of(tensors, [](const auto& named) { return named.first.starts_with("teacher."); });
+  io::NamedTensors result;
+  for (const auto& [original, tensor] : tensors) {
+    if (two_networks && !original.starts_with("teacher.")) continue;
+    std::string name = original;
+    for (const std::string prefix : {"module.", "teacher.", "module.", "backbone.", "module."})
+      if (name.starts_with(prefix)) name.erase(0, prefix.size());
+    if (name.starts_with("dino_head.") || name.starts_with("ibot_head.")) continue;
+    // blocks.<chunk>.<block>.rest: the second index is already the global one.
+    if (name.starts_with("blocks.")) {
+      const std::size_t first = name.find('.', 7);
+      const std::size_t second = first == std::string::npos ? first : name.find('.', first + 1);
+      if (second != std::string::npos &&
+          std::all_of(name.begin() + static_cast<std::ptrdiff_t>(first) + 1,
+                      name.begin() + static_cast<std::ptrdiff_t>(second), [](char c) { return c >= '0' && c <= '9'; }))
+        name.erase(7, first - 6);
+    }
+    result.emplace_back(name, tensor);
+  }
+  return result;
+}
+
+}  // namespace allosaur::model

@@ -1,0 +1,276 @@
+#include "train/config.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+#include "core/schedule.hpp"
+
+namespace allosaur::train {
+
+namespace {
+
+using core::OptionKind;
+using Numbers = std::vector<double>;
+
+bool cpu_has_amx() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("amx-bf16") != 0;
+#else
+  return false;
+#endif
+}
+
+std::int64_t positive(const core::Options& options, const char* key) {
+  const std::int64_t value = options.integer(key);
+  if (value < 1) throw core::UsageError(fmt::format("{} is {}; it must be at least 1.", key, value));
+  return value;
+}
+
+/// Two numbers, low <= high.
+std::pair<double, double> range(const core::Options& options, const char* key) {
+  const Numbers& values = options.get<Numbers>(key);
+  if (values.size() != 2 || values[0] > values[1])
+    throw core::UsageError(fmt::format("{} must be two numbers, the lower first, such as 0.32,1.0.", key));
+  return {values[0], values[1]};
+}
+
+model::VitConfig backbone_config(const core::Options& options) {
+  std::string arch = options.text("student.arch");
+  if (arch.ends_with("_memeff")) arch.resize(arch.size() - 7);
+  model::VitConfig vit = model::vit_preset(arch);
+  const auto override_with = [&](const char* key, int& value) {
+    if (const std::int64_t given = options.integer(key); given != 0) value = static_cast<int>(given);
+  };
+  override_with("student.embed_dim", vit.embed_dim);
+  override_with("student.depth", vit.depth);
+  override_with("student.num_heads", vit.num_heads);
+  vit.image_size = static_cast<int>(positive(options, "crops.global_crops_size"));
+  vit.patch_size = static_cast<int>(positive(options, "student.patch_size"));
+  const std::string& ffn = options.text("student.ffn_layer");
+  if (ffn != "mlp" && ffn != "swiglu" && ffn != "swiglufused")
+    throw core::UsageError(fmt::format("student.ffn_layer is \"{}\"; it must be mlp, swiglu or swiglufused.", ffn));
+  vit.swiglu = ffn != "mlp";
+  vit.num_register_tokens = static_cast<int>(options.integer("student.num_register_tokens"));
+  vit.layer_scale = options.number("student.layerscale");
+  vit.interpolate_antialias = options.flag("student.interpolate_antialias");
+  vit.interpolate_offset = options.number("student.interpolate_offset");
+  for (const char* key : {"crops.global_crops_size", "crops.local_crops_size"})
+    if (options.integer(key) % vit.patch_size != 0)
+      throw core::UsageError(fmt::format("{} is {}, not a multiple of student.patch_size {}.", key, options.integer(key),
+                                         vit.patch_size));
+  return vit;
+}
+
+model::HeadConfig head_config(const core::Options& options, const std::string& prefix, int embed_dim) {
+  model::HeadConfig head;
+  head.in_dim = embed_dim;
+  head.prototypes = positive(options, (prefix + ".head_n_prototypes").c_str());
+  head.bottleneck_dim = static_cast<int>(positive(options, (prefix + ".head_bottleneck_dim").c_str()));
+  head.layers = static_cast<int>(positive(options, (prefix + ".head_nlayers").c_str()));
+  head.hidden_dim = static_cast<int>(positive(options, (prefix + ".head_hidden_dim").c_str()));
+  return head;
+}
+
+}  // namespace
+
+void declare_options(core::Options& o) {
+  o.section("Pretraining: data");
+  o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards");
+  o.add("train.batch_size", std::int64_t{0}, "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
+  o.add("train.batch_size_per_gpu", std::int64_t{64},
+        "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them");
+  o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads", OptionKind::free);
+  o.add("train.seed", std::int64_t{0}, "Seed of everything random");
+  o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops");
+  o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops");
+  o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image");
+  o.add("crops.global_crops_scale", Numbers{0.32, 1.0}, "Share of the image's area in a global crop");
+  o.add("crops.local_crops_scale", Numbers{0.05, 0.32}, "Share of the image's area in a local crop");
+  o.add("crops.blur", Numbers{0.0, 0.9, 0.5},
+        "Probability of blur for global crop 1, global crop 2 and local crops (the published code's effective values)");
+
+  o.section("Pretraining: networks");
+  o.add("student.arch", std::string("vit_large"), "vit_tiny, vit_small, vit_base, vit_large or vit_giant2");
+  o.add("student.embed_dim", std::int64_t{0}, "Width instead of the architecture's; 0 = the architecture's");
+  o.add("student.depth", std::int64_t{0}, "Blocks instead of the architecture's; 0 = the architecture's");
+  o.add("student.num_heads", std::int64_t{0}, "Attention heads instead of the architecture's; 0 = the architecture's");
+  o.add("student.patch_size", std::int64_t{16}, "Pixels a side of a patch");
+  o.add("student.drop_path_rate", 0.3, "Share of residual branches skipped by stochastic depth");
+  o.add("student.drop_path_uniform", true, "The same rate in all blocks; false: linear from 0 to the rate");
+  o.add("student.layerscale", 1e-5, "Initial LayerScale; 0 = none");
+  o.add("student.ffn_layer", std::string("mlp"), "mlp, or swiglu (swiglufused is the same)");
+  o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens");
+  o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
+  o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size");
+  o.add("student.pretrained_weights", std::string(), "Backbone weights to start from (.safetensors or a checkpoint folder)");
+
+  o.section("Pretraining: objective");
+  for (const std::string head : {"dino", "ibot"}) {
+    o.add(head + ".loss_weight", 1.0, "Weight of the loss");
+    o.add(head + ".head_n_prototypes", std::int64_t{65536}, "Prototypes");
+    o.add(head + ".head_bottleneck_dim", std::int64_t{256}, "Width of the normalised embedding");
+    o.add(head + ".head_nlayers", std::int64_t{3}, "Layers of the projection");
+    o.add(head + ".head_hidden_dim", std::int64_t{2048}, "Width of its hidden layers");
+  }
+  o.add("dino.koleo_loss_weight", 0.1, "Weight of the KoLeo regulariser on the class tokens of each global crop");
+  o.add("ibot.separate_head", false, "A head of its own for patches; false: they go through the DINO head");
+  o.add("ibot.mask_sample_probability", 0.5, "Share of global crops that are masked");
+  o.add("ibot.mask_ratio_min_max", Numbers{0.1, 0.5}, "Range of the masked share of a masked crop");
+  o.add("train.centering", std::string("centering"), "centering (softmax) or sinkhorn_knopp");
+  o.add("teacher.momentum_teacher", 0.992, "Momentum of the EMA teacher at the start");
+  o.add("teacher.final_momentum_teacher", 1.0, "... and at the end");
+  o.add("teacher.warmup_teacher_temp", 0.04, "Temperature of the teacher at the start");
+  o.add("teacher.teacher_temp", 0.07, "... and after teacher.warmup_teacher_temp_epochs");
+  o.add("teacher.warmup_teacher_temp_epochs", 30.0, "Epochs of its linear warm-up");
+
+  o.section("Pretraining: optimisation");
+  o.add("optim.epochs", 100.0, "Length of the run, in units of train.OFFICIAL_EPOCH_LENGTH iterations");
+  o.add("train.OFFICIAL_EPOCH_LENGTH", std::int64_t{1250}, "Iterations an epoch (a unit only, whatever the size of the data)");
+  o.add("optim.base_lr", 0.004, "Learning rate at the reference batch of 1024");
+  o.add("optim.scaling_rule", std::string("sqrt_wrt_1024"), "sqrt_wrt_1024: base_lr * sqrt(batch / 1024); none: base_lr as it is");
+  o.add("optim.min_lr", 1e-6, "Learning rate at the end");
+  o.add("optim.warmup_epochs", 10.0, "Epochs of linear warm-up");
+  o.add("optim.weight_decay", 0.04, "Weight decay at the start");
+  o.add("optim.weight_decay_end", 0.4, "... and at the end");
+  o.add("optim.clip_grad", 3.0, "Largest gradient norm of backbone, DINO head and iBOT head, each for itself; 0 = no clipping");
+  o.add("optim.freeze_last_layer_epochs", 1.0, "Epochs without learning in the heads' last layer");
+  o.add("optim.patch_embed_lr_mult", 0.2, "Learning-rate factor of the patch embedding");
+  o.add("optim.layerwise_decay", 0.9, "Learning-rate factor from each block to the one below");
+  o.add("optim.adamw_beta1", 0.9, "AdamW's first moment decay");
+  o.add("optim.adamw_beta2", 0.999, "AdamW's second moment decay");
+  o.add("train.matmul_precision", std::string("highest"),
+        "Linear layers on CPUs: highest; medium (factors rounded to bfloat16, sums in float32; needs AMX); auto "
+        "(medium where the CPU has AMX)");
+
+  o.section("Pretraining: checkpoints and log");
+  o.add("train.checkpoint_period", std::int64_t{0}, "Iterations between checkpoints; 0 = 3 epochs", OptionKind::free);
+  o.add("train.stop_at", std::int64_t{0}, "Stop after this iteration, with a checkpoint, as if asked to; 0 = at the end",
+        OptionKind::free);
+  o.add("train.keep_last", std::int64_t{3}, "Checkpoints to keep", OptionKind::free);
+  o.add("train.keep_every", std::int64_t{0}, "Also keep those at multiples of this iteration; 0 = none", OptionKind::free);
+  o.add("train.log_period", std::int64_t{10}, "Iterations between lines of metrics.jsonl", OptionKind::free);
+
+  for (const char* network : {"teacher", "student"})
+    for (const char* module : {"backbone", "dino_head", "ibot_head"})
+      o.refuse(fmt::format("compute_precision.{}.{}.sharding_strategy", network, module),
+               "optimiser state is always sharded over all ranks");
+  o.refuse("student.block_chunks", "blocks are always sharded one by one");
+  o.refuse("train.cache_dataset", "data sets need no cache");
+  o.refuse("train.saveckp_freq", "use train.checkpoint_period");
+  o.refuse("train.output_dir", "use output");
+  o.refuse("MODEL.WEIGHTS", "use student.pretrained_weights to start from weights; a run continues by itself");
+}
+
+TrainConfig read_config(const core::Options& o, int ranks) {
+  TrainConfig c;
+  c.network.backbone = backbone_config(o);
+  c.network.separate_ibot_head = o.flag("ibot.separate_head");
+  c.network.dino_head = head_config(o, "dino", c.network.backbone.embed_dim);
+  c.network.ibot_head = head_config(o, "ibot", c.network.backbone.embed_dim);
+  c.pretrained_weights = o.text("student.pretrained_weights");
+  const int depth = c.network.backbone.depth;
+  const double rate = o.number("student.drop_path_rate");
+  if (rate < 0 || rate >= 1) throw core::UsageError(fmt::format("student.drop_path_rate is {}; it must be in [0, 1).", rate));
+  for (int i = 0; i < depth; ++i)
+    c.drop_path_rates.push_back(o.flag("student.drop_path_uniform") || depth == 1 ? rate : rate * i / (depth - 1));
+
+  c.objective.dino_weight = o.number("dino.loss_weight");
+  c.objective.ibot_weight = o.number("ibot.loss_weight");
+  c.objective.koleo_weight = o.number("dino.koleo_loss_weight");
+  const std::string& centering = o.text("train.centering");
+  if (centering != "centering" && centering != "sinkhorn_knopp")
+    throw core::UsageError(fmt::format("train.centering is \"{}\"; it must be centering or sinkhorn_knopp.", centering));
+  c.objective.centering = centering == "centering" ? Centering::softmax : Centering::sinkhorn_knopp;
+
+  c.optimizer.beta1 = o.number("optim.adamw_beta1");
+  c.optimizer.beta2 = o.number("optim.adamw_beta2");
+  c.optimizer.clip_grad = o.number("optim.clip_grad");
+  c.optimizer.layerwise_decay = o.number("optim.layerwise_decay");
+  c.optimizer.patch_embed_lr_mult = o.number("optim.patch_embed_lr_mult");
+
+  c.seed = static_cast<std::uint64_t>(o.integer("train.seed"));
+  c.group = positive(o, "train.batch_size_per_gpu");
+  c.batch_size = o.integer("train.batch_size");
+  if (c.batch_size == 0) c.batch_size = c.group * ranks;
+  if (c.batch_size < 1 || c.batch_size % ranks != 0)
+    throw core::UsageError(fmt::format("train.batch_size {} cannot be shared by {} ranks: make it a multiple of {}.", c.batch_size,
+                                       ranks, ranks));
+  if (c.batch_size / ranks % c.group != 0)
+    throw core::UsageError(fmt::format("A rank's share of {} images (train.batch_size {} over {} ranks) is not a multiple of "
+                                       "train.batch_size_per_gpu {}, and a group never spans ranks: choose a divisor of {}.",
+                                       c.batch_size / ranks, c.batch_size, ranks, c.group, c.batch_size / ranks));
+
+  data::AugmentConfig& augment = c.loader.augment;
+  augment.global_crops_size = c.network.backbone.image_size;
+  augment.local_crops_size = static_cast<int>(o.integer("crops.local_crops_size"));
+  augment.local_crops_number = static_cast<int>(o.integer("crops.local_crops_number"));
+  std::tie(augment.global_scale_min, augment.global_scale_max) = range(o, "crops.global_crops_scale");
+  std::tie(augment.local_scale_min, augment.local_scale_max) = range(o, "crops.local_crops_scale");
+  const Numbers& blur = o.get<Numbers>("crops.blur");
+  if (blur.size() != 3) throw core::UsageError("crops.blur must be three probabilities, such as 0.0,0.9,0.5.");
+  augment.blur_global1 = blur[0];
+  augment.blur_global2 = blur[1];
+  augment.blur_local = blur[2];
+  data::MaskConfig& mask = c.loader.mask;
+  mask.patches_per_side = c.network.backbone.grid();
+  mask.sample_probability = o.number("ibot.mask_sample_probability");
+  std::tie(mask.ratio_min, mask.ratio_max) = range(o, "ibot.mask_ratio_min_max");
+  c.loader.seed = c.seed;
+  c.loader.global_batch = c.batch_size;
+  c.loader.group = c.group;
+
+  const auto epoch = static_cast<double>(positive(o, "train.OFFICIAL_EPOCH_LENGTH"));
+  const auto iterations = [&](const char* key) { return std::llround(o.number(key) * epoch); };
+  c.iterations = iterations("optim.epochs");
+  c.warmup_iterations = iterations("optim.warmup_epochs");
+  c.freeze_last_layer_iterations = iterations("optim.freeze_last_layer_epochs");
+  c.warmup_teacher_temperature_iterations = iterations("teacher.warmup_teacher_temp_epochs");
+  if (c.iterations < 1 || c.warmup_iterations > c.iterations)
+    throw core::UsageError(fmt::format("optim.epochs gives {} iterations, optim.warmup_epochs {}: the run must be longer than "
+                                       "its warm-up.", c.iterations, c.warmup_iterations));
+  c.lr = o.number("optim.base_lr");
+  const std::string& rule = o.text("optim.scaling_rule");
+  if (rule == "sqrt_wrt_1024")
+    c.lr *= std::sqrt(static_cast<double>(c.batch_size) / 1024);
+  else if (rule != "none")
+    throw core::UsageError(fmt::format("optim.scaling_rule is \"{}\"; it must be sqrt_wrt_1024 or none.", rule));
+  c.min_lr = o.number("optim.min_lr");
+  c.weight_decay = o.number("optim.weight_decay");
+  c.weight_decay_end = o.number("optim.weight_decay_end");
+  c.momentum = o.number("teacher.momentum_teacher");
+  c.final_momentum = o.number("teacher.final_momentum_teacher");
+  c.warmup_teacher_temperature = o.number("teacher.warmup_teacher_temp");
+  c.teacher_temperature = o.number("teacher.teacher_temp");
+  const std::string& precision = o.text("train.matmul_precision");
+  if (precision != "highest" && precision != "medium" && precision != "auto")
+    throw core::UsageError(fmt::format("train.matmul_precision is \"{}\"; it must be highest, medium or auto.", precision));
+  const bool amx = cpu_has_amx();
+  if (precision == "medium" && !amx)
+    throw core::UsageError("train.matmul_precision is medium, but this CPU has no AMX: say highest, or auto.");
+  c.network.fast_products = precision != "highest" && amx;
+  c.checkpoint_period = o.integer("train.checkpoint_period");
+  if (c.checkpoint_period == 0) c.checkpoint_period = static_cast<std::int64_t>(3 * epoch);
+  c.stop_at = o.integer("train.stop_at");
+  c.keep_last = positive(o, "train.keep_last");
+  c.keep_every = o.integer("train.keep_every");
+  c.log_period = positive(o, "train.log_period");
+  return c;
+}
+
+ScheduleValues schedule_at(const TrainConfig& c, std::int64_t iteration) {
+  const core::CosineSchedule lr{.base = c.lr, .final = c.min_lr, .total = c.iterations, .warmup = c.warmup_iterations};
+  core::CosineSchedule last_layer = lr;
+  last_layer.freeze = c.freeze_last_layer_iterations;
+  const core::CosineSchedule decay{.base = c.weight_decay, .final = c.weight_decay_end, .total = c.iterations};
+  const core::CosineSchedule momentum{.base = c.momentum, .final = c.final_momentum, .total = c.iterations};
+  const core::LinearSchedule temperature{c.warmup_teacher_temperature, c.teacher_temperature,
+                                         c.warmup_teacher_temperature_iterations};
+  return {lr.value_at(iteration), decay.value_at(iteration), momentum.value_at(iteration), temperature.value_at(iteration),
+          last_layer.value_at(iteration)};
+}
+
+}  // namespace allosaur::train

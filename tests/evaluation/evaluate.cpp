@@ -1,0 +1,72 @@
+#include "evaluation/evaluate.hpp"
+
+#include "core/error.hpp"
+#include "features/memory_dataset.hpp"
+#include "model/weights.hpp"
+#include "testing.hpp"
+
+namespace allosaur::evaluation {
+namespace {
+
+using testing::MemoryDataset;
+using testing::world;
+
+EvaluateConfig small_config() {
+  EvaluateConfig config;
+  config.extract = {.resize = 16, .crop = 16, .batch = 8};
+  config.knn.k = {5};
+  config.linear->iterations = 40;
+  config.linear->batch = 32;
+  return config;
+}
+
+TEST_CASE("a backbone is evaluated alike on one rank and on all, broken images left out") {
+  const MemoryDataset train(40, 4, 1, /*broken=*/3), test(21, 4, 2);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  std::int64_t rejected = 0;
+  std::vector<std::string> stages;
+  Hooks hooks;
+  hooks.reject = [&](const std::string&, const std::string&) { ++rejected; };
+  hooks.progress = [&](std::string_view stage, std::string_view, std::int64_t done, std::int64_t total) {
+    CHECK(done <= total);
+    if (done == total) stages.emplace_back(stage);
+  };
+  const EvaluateResult result = evaluate_backbone(world(), *backbone, train, test, small_config(), hooks);
+  CHECK(world().sum(rejected) == 1);
+  CHECK(stages == std::vector<std::string>{"features of the training set", "features of the test set", "linear probe"});
+  CHECK(result.classes == 4);
+  CHECK(result.train_images == 39);
+  CHECK(result.test_images == 21);
+  CHECK(result.knn.best().accuracy.top1 > 0.9);
+  REQUIRE(result.linear.has_value());
+  CHECK(result.linear->heads.size() == 52);
+  CHECK(result.linear->best().last_blocks <= 3);
+
+  const auto alone = world().split(world().rank(), 0);
+  const EvaluateResult expected = evaluate_backbone(*alone, *backbone, train, test, small_config());
+  CHECK(result.knn.best().accuracy.top1 == doctest::Approx(expected.knn.best().accuracy.top1).epsilon(1e-4));
+  CHECK(result.linear->best().accuracy.top1 == doctest::Approx(expected.linear->best().accuracy.top1).epsilon(1e-4));
+}
+
+TEST_CASE("pixels are a baseline for k-NN") {
+  const MemoryDataset train(40, 4, 1), test(20, 4, 2);
+  EvaluateConfig config = small_config();
+  config.linear.reset();
+  config.centre = true;
+  const EvaluateResult result = score(world(), extract_pixel_sets(world(), train, test, config), config);
+  CHECK(result.knn.best().accuracy.top1 > 0.9);
+  CHECK_FALSE(result.linear.has_value());
+}
+
+TEST_CASE("what cannot be evaluated is refused on every rank") {
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  const MemoryDataset three(6, 3, 1), four(8, 4, 1), broken(1, 3, 1, 0);
+  EvaluateConfig config = small_config();
+  CHECK_THROWS_AS(evaluate_backbone(world(), *backbone, three, four, config), core::Error);
+  CHECK_THROWS_AS(evaluate_backbone(world(), *backbone, three, broken, config), core::Error);
+  config.extract.crop = 15;
+  CHECK_THROWS_AS(evaluate_backbone(world(), *backbone, three, three, config), core::Error);
+}
+
+}  // namespace
+}  // namespace allosaur::evaluation

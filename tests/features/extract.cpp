@@ -1,0 +1,78 @@
+#include "features/extract.hpp"
+
+#include <ATen/ATen.h>
+
+#include "data/loader.hpp"
+#include "features/memory_dataset.hpp"
+#include "model/weights.hpp"
+#include "testing.hpp"
+
+namespace allosaur {
+namespace {
+
+using testing::world;
+
+constexpr features::ExtractConfig kConfig{
+    .resize = 16, .crop = 16, .batch = 4, .threads = 2, .last_blocks = 2, .average_patches = true};
+constexpr std::int64_t kBroken = 5;
+
+TEST_CASE("extracted features are those of every image alone, on any number of ranks") {
+  const testing::MemoryDataset dataset(13, 3, /*seed=*/1, kBroken);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  std::vector<std::string> rejected;
+  std::int64_t done = 0;
+  const auto features = features::extract(
+      world(), *backbone, dataset, kConfig,
+      [&](const std::string& key, const std::string& reason) {
+        rejected.push_back(key);
+        CHECK_FALSE(reason.empty());
+      },
+      [&](std::int64_t rows) { done = rows; });
+
+  const auto rows = static_cast<std::int64_t>(features.labels.size());
+  CHECK(features.total == 13);
+  CHECK(world().sum(rows) == 13);
+  CHECK(world().exclusive_scan(rows) == features.first);
+  CHECK(done == rows);
+  CHECK(world().sum(static_cast<std::int64_t>(rejected.size())) == 1);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t image = features.first + row;
+    CHECK(features.labels[static_cast<std::size_t>(row)] == image % 3);
+    CHECK(features.valid[static_cast<std::size_t>(row)] == (image != kBroken));
+    if (image == kBroken) {
+      CHECK(rejected == std::vector{dataset.key(kBroken)});
+      CHECK(features.cls[row].eq(0).all().item<bool>());
+      CHECK(features.patch_mean[row].eq(0).all().item<bool>());
+      continue;
+    }
+    const at::Tensor view = data::evaluation_view(dataset.get(image), 16, 16).unsqueeze(0);
+    const auto blocks = backbone->intermediate_layers(view, 2);
+    CHECK(at::allclose(features.cls[row][0], blocks[0].cls[0], 1e-4, 1e-5));
+    CHECK(at::allclose(features.cls[row][1], blocks[1].cls[0], 1e-4, 1e-5));
+    CHECK(at::allclose(features.patch_mean[row], blocks[1].patches[0].mean(0), 1e-4, 1e-5));
+  }
+}
+
+TEST_CASE("a rank without images has features of no rows") {
+  const testing::MemoryDataset dataset(1, 1, 1);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  const auto features = features::extract(world(), *backbone, dataset, kConfig, {});
+  CHECK(features.cls.size(1) == 2);
+  CHECK(features.cls.size(2) == 32);
+  CHECK(world().sum(features.cls.size(0)) == 1);
+}
+
+TEST_CASE("pixel features are the flattened view") {
+  const testing::MemoryDataset dataset(5, 2, 1, /*broken=*/0);
+  const auto features = features::extract_pixels(world(), dataset, kConfig, {});
+  CHECK_FALSE(features.patch_mean.defined());
+  for (std::int64_t row = 0; row < features.cls.size(0); ++row) {
+    const std::int64_t image = features.first + row;
+    const at::Tensor expected =
+        image == 0 ? at::zeros({1, 768}) : data::evaluation_view(dataset.get(image), 16, 16).view({1, 768});
+    CHECK(features.cls[row].equal(expected));
+  }
+}
+
+}  // namespace
+}  // namespace allosaur

@@ -1,0 +1,107 @@
+#include <cmath>
+#include <limits>
+
+#include <ATen/ATen.h>
+
+#include "loss/cross_entropy.hpp"
+#include "loss/koleo.hpp"
+#include "loss/targets.hpp"
+#include "testing.hpp"
+
+namespace allosaur {
+namespace {
+
+/// This rank's share of rows that all ranks know.
+at::Tensor share(const at::Tensor& rows) { return rows.tensor_split(testing::world().size())[static_cast<std::size_t>(testing::world().rank())]; }
+
+double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+
+at::Tensor probabilities(const loss::Targets& t) { return at::softmax(t.logits / t.temperature + t.shift, 1); }
+
+/// As published: exponentials, then rows and columns divided in turn, in float64.
+at::Tensor plain_sinkhorn(const at::Tensor& logits, double temperature) {
+  at::Tensor q = (logits.to(at::kDouble) / temperature).exp().t();
+  const auto n = static_cast<double>(q.size(1)), k = static_cast<double>(q.size(0));
+  q = q / q.sum();
+  for (int i = 0; i < 3; ++i) {
+    q = q / q.sum(1, true) / k;
+    q = q / q.sum(0, true) / n;
+  }
+  return (q * n).t();
+}
+
+TEST_CASE("Sinkhorn-Knopp over ranks equals the plain algorithm") {
+  at::manual_seed(0);
+  for (const std::int64_t rows : {7, 40}) {
+    const at::Tensor logits = at::randn({rows, 12}).clamp(-1, 1);
+    const loss::Targets targets = loss::sinkhorn_knopp(testing::world(), share(logits).contiguous(), 0.05);
+    CHECK(difference(probabilities(targets), share(plain_sinkhorn(logits, 0.05))) < 1e-5);
+  }
+}
+
+TEST_CASE("Sinkhorn-Knopp survives logits that overflow exponentials, and ranks without rows") {
+  auto& world = testing::world();
+  const at::Tensor logits = world.rank() == 0 ? at::randn({6, 5}) * 50 : at::empty({0, 5});
+  const loss::Targets targets = loss::sinkhorn_knopp(world, logits, 0.05);
+  CHECK(targets.shift.isfinite().all().item<bool>());
+}
+
+TEST_CASE("the centre is folded in one step late and survives a checkpoint") {
+  auto& world = testing::world();
+  loss::Center center(3, at::TensorOptions().dtype(at::kFloat));
+  center.update(world, at::full({3}, 2.0), 2);
+  CHECK(difference(center.state()[0], at::zeros({3})) == 0);
+  loss::Center restored(3, at::TensorOptions().dtype(at::kFloat));
+  restored.restore(center.state());
+  CHECK(difference(restored.value(), at::full({3}, 0.1)) < 1e-6);
+  CHECK(difference(center.value(), at::full({3}, 0.1)) < 1e-6);
+}
+
+TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores") {
+  at::manual_seed(3);
+  const std::int64_t crops = 4, images = 5, prototypes = 9, width = 6;
+  at::Tensor student = at::randn({crops, images, width}), weights = at::randn({prototypes, width});
+  const loss::Targets targets = loss::centre(at::randn({2 * images, prototypes}), at::randn({prototypes}), 0.07);
+  at::Tensor pairs = at::ones({crops, 2});
+  pairs[2][0] = 0;
+  pairs[3][1] = 0;
+  const at::Tensor row_weight = at::rand({images});
+
+  const auto reference = [&](const at::Tensor& s, const at::Tensor& w) {
+    const at::Tensor log_p = at::log_softmax(at::matmul(s, w.t()) / 0.1, 2);
+    const at::Tensor t = probabilities(targets).view({2, images, prototypes});
+    at::Tensor total = at::zeros({});
+    for (std::int64_t c = 0; c < crops; ++c)
+      for (std::int64_t g = 0; g < 2; ++g)
+        total = total - ((log_p[c] * t[g]).sum(1) * row_weight).sum() * pairs[c][g];
+    return total;
+  };
+  std::vector<at::Tensor> ours{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
+  std::vector<at::Tensor> theirs{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
+  const loss::CrossEntropy result = loss::prototype_cross_entropy(ours[0], ours[1], targets, pairs, row_weight);
+  const at::Tensor expected = reference(theirs[0], theirs[1]);
+  CHECK(result.total.item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
+  CHECK(result.per_crop.sum().item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
+  (result.total * 3).backward();
+  (expected * 3).backward();
+  for (std::size_t i = 0; i < 2; ++i) CHECK(difference(ours[i].grad(), theirs[i].grad()) < 1e-4);
+}
+
+TEST_CASE("target statistics tell spread from collapse") {
+  const at::Tensor spread = at::eye(8).repeat({4, 1}) * 10, collapsed = at::zeros({32, 8});
+  const auto of = [](const at::Tensor& logits) { return loss::target_statistics({logits, at::zeros({8}), 0.07}); };
+  CHECK(of(spread).entropy < 0.01);
+  CHECK(of(spread).marginal == doctest::Approx(std::log(8.0)).epsilon(1e-3));
+  CHECK(of(collapsed).entropy == doctest::Approx(std::log(8.0)).epsilon(1e-3));
+}
+
+TEST_CASE("KoLeo is minus the log distance to the nearest neighbour within groups, finite for copies") {
+  const at::Tensor x = at::tensor({1.0F, 0.0F, 0.0F, 2.0F, -3.0F, 0.0F, 0.0F, -1.0F}).view({4, 2});
+  CHECK(loss::koleo(x, 4).item<double>() == doctest::Approx(-0.5 * std::log(2.0)).epsilon(1e-5));
+  CHECK(loss::koleo(x, 2).item<double>() == doctest::Approx(-0.5 * std::log(2.0)).epsilon(1e-5));
+  CHECK(loss::koleo(x, 1).item<double>() == 0);
+  CHECK(std::isfinite(loss::koleo(at::ones({4, 2}), 4).item<double>()));
+}
+
+}  // namespace
+}  // namespace allosaur

@@ -1,0 +1,119 @@
+#include "model/vision_transformer.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include "core/error.hpp"
+#include "model/head.hpp"
+#include "model/linear.hpp"
+#include "model/weights.hpp"
+#include "testing.hpp"
+
+namespace allosaur {
+namespace {
+
+model::VitConfig tiny() {
+  model::VitConfig config;
+  config.image_size = 16;
+  config.patch_size = 4;
+  config.embed_dim = 24;
+  config.depth = 2;
+  config.num_heads = 3;
+  config.layer_scale = 1.0;
+  return config;
+}
+
+double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+
+TEST_CASE("presets have the published numbers of parameters") {
+  const auto count = [](model::VitConfig config, int registers) {
+    config.image_size = 518;
+    config.num_register_tokens = registers;
+    model::VisionTransformer backbone(config);
+    std::int64_t total = 0;
+    for (const model::Parameter& parameter : backbone.parameters()) total += parameter.tensor->numel();
+    return total;
+  };
+  CHECK(count(model::vit_preset("vit_small"), 0) == 22'056'576);
+  CHECK(count(model::vit_preset("vit_small"), 4) == 22'058'112);
+  CHECK(count(model::vit_preset("vit_base"), 0) == 86'580'480);
+  CHECK_THROWS_AS(model::vit_preset("vit_smal"), core::UsageError);
+}
+
+TEST_CASE("SwiGLU widths are the published ones") {
+  model::VitConfig config;
+  config.swiglu = true;
+  for (const auto& [dim, hidden] : {std::pair{384, 1024}, std::pair{768, 2048}, std::pair{1024, 2736}, std::pair{1536, 4096}}) {
+    config.embed_dim = dim;
+    CHECK(config.hidden_dim() == hidden);
+  }
+}
+
+TEST_CASE("a packed forward equals separate ones, and keeping all rows equals no stochastic depth") {
+  const at::NoGradGuard no_grad;
+  const auto backbone = model::new_backbone(tiny(), 1);
+  at::manual_seed(0);
+  const at::Tensor large = at::randn({3, 3, 16, 16}), small = at::randn({5, 3, 8, 8});
+  const at::Tensor masks = at::rand({3, 16}) < 0.4;
+  const auto packed = backbone->forward_packed({{large, masks, {}}, {small, {}, {}}});
+  CHECK(difference(packed[0].patches, backbone->forward(large, masks).patches) < 1e-5);
+  CHECK(difference(packed[1].cls, backbone->forward(small).cls) < 1e-5);
+
+  const std::vector<at::Tensor> all_large(4, at::arange(3)), all_small(4, at::arange(5).flip(0));
+  const auto kept = backbone->forward_packed({{large, masks, all_large}, {small, {}, all_small}});
+  CHECK(difference(packed[0].cls, kept[0].cls) < 1e-5);
+  CHECK(difference(packed[1].patches, kept[1].patches) < 1e-5);
+}
+
+TEST_CASE("initial values depend on the seed and the name alone") {
+  const auto a = model::new_backbone(tiny(), 7), b = model::new_backbone(tiny(), 7), c = model::new_backbone(tiny(), 8);
+  CHECK(model::fingerprint(*a) == model::fingerprint(*b));
+  CHECK(model::fingerprint(*a) != model::fingerprint(*c));
+}
+
+TEST_CASE("weights survive a file, and what does not fit is named") {
+  const testing::TemporaryDirectory folder;
+  const auto file = folder.path() / "backbone.safetensors";
+  const auto backbone = model::new_backbone(tiny(), 3);
+  model::save_backbone(file, *backbone);
+  CHECK(model::fingerprint(*model::load_backbone(file)) == model::fingerprint(*backbone));
+
+  io::Safetensors content = io::read_safetensors(file);
+  content.tensors.pop_back();
+  io::write_safetensors(file, content.tensors, content.metadata);
+  CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("is missing"), core::StorageError);
+}
+
+TEST_CASE("names of training state_dicts become the flat official ones") {
+  const at::Tensor t = at::zeros({1});
+  const auto tensors = model::backbone_tensors({{"student.backbone.norm.weight", t},
+                                                {"teacher.backbone.blocks.1.5.norm1.weight", t},
+                                                {"teacher.backbone.blocks.0.norm1.weight", t},
+                                                {"teacher.dino_head.mlp.0.weight", t}});
+  REQUIRE(tensors.size() == 2);
+  CHECK(tensors[0].first == "blocks.5.norm1.weight");
+  CHECK(tensors[1].first == "blocks.0.norm1.weight");
+}
+
+TEST_CASE("fast linear layers have the gradients of exact ones up to bfloat16's rounding") {
+  at::manual_seed(1);
+  const at::Tensor x = at::randn({6, 32, 64}), w = at::randn({48, 64}), b = at::randn({48}), g = at::randn({6, 32, 48});
+  const auto run = [&](bool fast) {
+    std::vector<at::Tensor> leaves{x.clone().requires_grad_(true), w.clone().requires_grad_(true), b.clone().requires_grad_(true)};
+    (model::linear(leaves[0], leaves[1], leaves[2], fast) * g).sum().backward();
+    return std::vector<at::Tensor>{leaves[0].grad(), leaves[1].grad(), leaves[2].grad()};
+  };
+  const auto exact = run(false), fast = run(true);
+  for (std::size_t i = 0; i < exact.size(); ++i)
+    CHECK((exact[i] - fast[i]).norm().item<double>() < 0.01 * exact[i].norm().item<double>());
+}
+
+TEST_CASE("a head's embeddings and prototypes are unit vectors at first") {
+  model::ProjectionHead head({.in_dim = 24, .hidden_dim = 16, .bottleneck_dim = 8, .layers = 3, .prototypes = 10});
+  for (const model::Parameter& parameter : head.parameters()) model::initialise(parameter, "head.", 0);
+  CHECK(difference(head.embed(at::randn({5, 24})).norm(2, 1), at::ones({5})) < 1e-5);
+  CHECK(difference(head.prototypes().norm(2, 1), at::ones({10})) < 1e-5);
+}
+
+}  // namespace
+}  // namespace allosaur

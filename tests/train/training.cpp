@@ -1,0 +1,187 @@
+#include <fstream>
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "comm/coordinate.hpp"
+#include "comm/environment.hpp"
+#include "core/error.hpp"
+#include "core/random.hpp"
+#include "io/image.hpp"
+#include "io/sharded_array.hpp"
+#include "model/weights.hpp"
+#include "train/loop.hpp"
+#include "testing.hpp"
+
+namespace allosaur {
+namespace {
+
+/// A few noisy PNG images.
+void write_images(const std::filesystem::path& folder, int count) {
+  std::filesystem::create_directories(folder);
+  for (int i = 0; i < count; ++i) {
+    core::Random random(5, core::Purpose::demo, static_cast<std::uint64_t>(i));
+    io::Image image{.width = 24, .height = 20, .channels = 3, .pixels = std::vector<std::uint8_t>(24 * 20 * 3)};
+    for (std::uint8_t& pixel : image.pixels) pixel = static_cast<std::uint8_t>(random.below(256));
+    const auto bytes = io::encode_png(image);
+    std::ofstream(folder / fmt::format("{:03}.png", i), std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  }
+}
+
+core::Options small_options() {
+  core::Options options;
+  train::declare_options(options);
+  options.parse({"--student.arch=vit_tiny", "--student.embed_dim=24", "--student.depth=2", "--student.num_heads=3",
+                 "--student.patch_size=4", "--student.drop_path_rate=0.3", "--crops.global_crops_size=16",
+                 "--crops.local_crops_size=8", "--crops.local_crops_number=3", "--dino.head_n_prototypes=32",
+                 "--dino.head_hidden_dim=16", "--dino.head_bottleneck_dim=8", "--train.batch_size=8",
+                 "--train.batch_size_per_gpu=4", "--train.OFFICIAL_EPOCH_LENGTH=10", "--optim.epochs=1",
+                 "--optim.warmup_epochs=0.2", "--optim.freeze_last_layer_epochs=0.1", "--train.checkpoint_period=5",
+                 "--optim.base_lr=0.02", "--train.keep_last=2"});
+  return options;
+}
+
+/// Runs a pretraining on a group of ranks to its end, or to `stop_at`.
+train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::path& images, const std::filesystem::path& run,
+                           const core::Options& options, std::int64_t stop_at = 0) {
+  train::TrainConfig config = train::read_config(options, group.size());
+  if (stop_at > 0) config.stop_at = stop_at;
+  comm::StopSignal stop;
+  comm::Watchdog watchdog(testing::log(), group, std::chrono::seconds(0));
+  train::LoopContext context{group, testing::log(), nullptr, stop, watchdog, run};
+  return train::pretrain(context, config, data::open_dataset(group, images, false));
+}
+
+at::Tensor student_and_teacher(const std::filesystem::path& checkpoint) {
+  const io::ShardedReader reader(checkpoint / model::kCheckpointFile);
+  std::vector<at::Tensor> all;
+  for (const std::string& name : reader.names()) all.push_back(reader.read(name).to(at::kFloat).flatten());
+  return at::cat(all).nan_to_num(-1);
+}
+
+TEST_CASE("a run in two parts is bit-equal to a run in one, and close to one on another number of ranks") {
+  auto& world = testing::world();
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] { if (world.rank() == 0) write_images(folder.path() / "images", 21); });
+  for (const char* centering : {"centering", "sinkhorn_knopp"}) {
+    CAPTURE(centering);
+    core::Options options = small_options();
+    options.set("train.centering", std::string(centering));
+    options.set("ibot.separate_head", std::string(centering) == "sinkhorn_knopp");
+    const auto run = [&](const char* name) { return folder.path() / centering / name; };
+    const auto once = pretrain(world, folder.path() / "images", run("once"), options);
+    CHECK(once.iterations == 10);
+    CHECK(pretrain(world, folder.path() / "images", run("twice"), options, 5).iterations == 5);
+    const auto twice = pretrain(world, folder.path() / "images", run("twice"), options);
+    CHECK(twice.iterations == 10);
+    const at::Tensor expected = student_and_teacher(once.checkpoint);
+    CHECK(at::equal(expected, student_and_teacher(twice.checkpoint)));
+    CHECK_FALSE(at::equal(expected, student_and_teacher(run("once") / "checkpoints" / "0000005")));
+
+    // One rank alone, from this checkpoint of all ranks: the same up to the order of sums.
+    CHECK(pretrain(world, folder.path() / "images", run("alone"), options, 5).iterations == 5);
+    const auto alone = world.split(world.rank(), 0);
+    if (world.rank() == 0) {
+      const auto finished = pretrain(*alone, folder.path() / "images", run("alone"), options);
+      const at::Tensor values = student_and_teacher(finished.checkpoint);
+      CHECK((values - expected).norm().item<double>() < 1e-4 * expected.norm().item<double>());
+    }
+    world.barrier();
+  }
+}
+
+TEST_CASE("a damaged checkpoint is passed over for the one before, and none left is an error") {
+  auto& world = testing::world();
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] { if (world.rank() == 0) write_images(folder.path() / "images", 12); });
+  const core::Options options = small_options();
+  const auto run = folder.path() / "run";
+  const auto first = pretrain(world, folder.path() / "images", run, options);
+  const at::Tensor expected = student_and_teacher(first.checkpoint);
+  const auto damage = [&](const std::filesystem::path& checkpoint) {
+    world.barrier();  // nobody reads any more
+    comm::coordinate(world, [&] {
+      if (world.rank() != 0) return;
+      for (const auto& entry : std::filesystem::directory_iterator(checkpoint)) {
+        if (entry.path().filename() == model::kCheckpointFile) continue;
+        std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(static_cast<std::streamoff>(entry.file_size() / 2));
+        const std::string garbage(64, 'x');
+        file.write(garbage.data(), 64);
+      }
+    });
+  };
+  damage(first.checkpoint);
+  const auto again = pretrain(world, folder.path() / "images", run, options);  // from iteration 5
+  CHECK(at::equal(student_and_teacher(again.checkpoint), expected));
+  for (const char* name : {"0000000", "0000005", "0000010"}) damage(run / "checkpoints" / name);
+  CHECK_THROWS_AS(pretrain(world, folder.path() / "images", run, options), core::StorageError);
+}
+
+TEST_CASE("a checkpoint's teacher is a backbone that loads") {
+  auto& world = testing::world();
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] { if (world.rank() == 0) write_images(folder.path() / "images", 12); });
+  core::Options options = small_options();
+  const auto result = pretrain(world, folder.path() / "images", folder.path() / "run", options, 2);
+  const auto backbone = model::load_backbone(result.checkpoint);
+  CHECK(backbone->forward(at::zeros({1, 3, 16, 16})).cls.isfinite().all().item<bool>());
+  const auto initial = model::load_backbone(folder.path() / "run" / "checkpoints" / "0000000");
+  CHECK(model::fingerprint(*initial) == model::fingerprint(*model::new_backbone(initial->config(), 0)));
+
+  // Another run starts from these weights.
+  options.set("student.pretrained_weights", result.checkpoint.string());
+  const auto second = pretrain(world, folder.path() / "images", folder.path() / "second", options, 1);
+  CHECK(model::fingerprint(*model::load_backbone(folder.path() / "second" / "checkpoints" / "0000000")) ==
+        model::fingerprint(*backbone));
+  CHECK(second.iterations == 1);
+}
+
+TEST_CASE("batches that ranks cannot share are refused") {
+  core::Options options = small_options();
+  CHECK_THROWS_WITH_AS(train::read_config(options, 3), doctest::Contains("multiple of 3"), core::UsageError);
+  CHECK_THROWS_WITH_AS(train::read_config(options, 4), doctest::Contains("divisor of 2"), core::UsageError);
+  options.set("crops.global_crops_size", std::int64_t{15});
+  CHECK_THROWS_AS(train::read_config(options, 1), core::UsageError);
+}
+
+TEST_CASE("parameter groups are the published ones") {
+  train::NetworkConfig config;
+  config.backbone = model::vit_preset("vit_tiny");
+  config.backbone.depth = 3;
+  config.dino_head = config.ibot_head = {.in_dim = 192, .hidden_dim = 8, .bottleneck_dim = 4, .layers = 3, .prototypes = 8};
+  train::Network network(config);
+  const train::OptimizerConfig optimizer;  // decay 0.9, patch embedding 0.2
+  for (const train::NetworkParameter& p : network.parameters()) {
+    CAPTURE(p.name());
+    const train::ParameterGroup group = train::parameter_group(p, 3, optimizer);
+    if (p.name() == "backbone.pos_embed") CHECK((group.lr_mult == doctest::Approx(std::pow(0.9, 4)) && group.wd_mult == 1));
+    if (p.name() == "backbone.patch_embed.proj.weight") CHECK(group.lr_mult == doctest::Approx(0.2 * std::pow(0.9, 4)));
+    if (p.name() == "backbone.blocks.2.mlp.fc1.weight") CHECK(group.lr_mult == doctest::Approx(0.9));
+    if (p.name() == "backbone.blocks.0.ls1.gamma") CHECK(group.wd_mult == 0);
+    if (p.name() == "backbone.norm.weight") CHECK((group.lr_mult == 1 && group.wd_mult == 0));
+    if (p.name() == "dino_head.mlp.0.bias") CHECK((group.wd_mult == 0 && !group.last_layer));
+    if (p.name() == "dino_head.last_layer.weight_g") CHECK((group.last_layer && group.wd_mult == 1));
+  }
+}
+
+TEST_CASE("stochastic depth keeps the published share of every group, whichever rank holds it") {
+  const std::vector<double> rates(2, 0.4);
+  const auto both = train::kept_rows(rates, {8, 2, 4, 10}, 3, 0);
+  const auto first = train::kept_rows(rates, {4, 2, 4, 10}, 3, 0), second = train::kept_rows(rates, {4, 2, 4, 11}, 3, 0);
+  REQUIRE(both.size() == 4);
+  for (std::size_t b = 0; b < both.size(); ++b) {
+    CHECK(both[b].numel() == 2 * 4);  // floor(8 * 0.6) of each group's 8 rows
+    // Rows of the joint batch, crop-major over 8 images, are those of the parts.
+    const auto joint = [](const at::Tensor& rows, std::int64_t offset) {
+      return rows.floor_divide(4) * 8 + offset + rows.remainder(4);
+    };
+    CHECK(at::equal(at::cat({joint(first[b], 0), joint(second[b], 4)}), both[b]));
+  }
+  CHECK(train::kept_rows({0.0, 0.0}, {8, 2, 4, 0}, 3, 0).empty());
+}
+
+}  // namespace
+}  // namespace allosaur
