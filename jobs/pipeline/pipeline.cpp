@@ -37,7 +37,9 @@ class Phases {
     core::Options options = options_;
     options.set("output", folder(name).string());
     Context context{context_.world, options, context_.log, context_.stop, context_.watchdog, context_.threads};
-    return phase(context) == Outcome::complete;
+    const Outcome outcome = phase(context);
+    comm::coordinate(context_.world, [&] { context_.log.open(output_); });  // the phase had moved the log to its folder
+    return outcome == Outcome::complete;
   }
 
  private:

@@ -112,7 +112,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
                    config.network.fast_products ? "bfloat16 with float32 sums" : "float32");
 
   data::Loader loader(std::move(dataset), config.loader, group.rank(), group.size(), result.iterations);
-  core::Progress progress(context.log, "pretrain", config.iterations, "iterations");
+  core::Progress progress(context.log, "pretrain", config.iterations, "iterations", result.iterations);
   CollapseWatch collapse(context.log, config.network.dino_head.prototypes);
   double data_seconds = 0;
   std::int64_t window = 0;
