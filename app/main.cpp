@@ -164,7 +164,7 @@ int run(comm::Environment& environment, core::Log& log, const JobTable& table, c
 
   comm::StopSignal stop;
   comm::Watchdog watchdog(log, world, std::chrono::seconds(options.integer("run.stall_seconds")));
-  jobs::Context context{world, options, log, stop, watchdog, threads};
+  jobs::Context context{world, options, log, stop, watchdog, threads, environment.node_rank()};
   const jobs::Outcome outcome = job->run(context);
   return static_cast<int>(outcome == jobs::Outcome::complete ? core::ExitCode::done : core::ExitCode::preempted);
 }

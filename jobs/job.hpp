@@ -16,7 +16,8 @@ struct Context {
   core::Log& log;
   comm::StopSignal& stop;
   comm::Watchdog& watchdog;
-  int threads;  ///< compute threads of this rank
+  int threads;        ///< compute threads of this rank
+  int node_rank = 0;  ///< number of this rank among those of its node
 };
 
 enum class Outcome : std::uint8_t { complete, preempted };

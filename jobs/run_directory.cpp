@@ -1,7 +1,10 @@
 #include "jobs/run_directory.hpp"
 
 #include <fstream>
+#include <mutex>
+#include <numeric>
 #include <set>
+#include <span>
 #include <string>
 
 #include <fmt/ranges.h>
@@ -116,26 +119,43 @@ void declare_run_options(core::Options& options) {
   declare_process_options(options);
 }
 
-void report_rejected(Context& context, const fs::path& directory, const std::vector<RejectedFile>& rejected,
-                     std::int64_t seen, double limit) {
-  comm::Communicator& world = context.world;
-  comm::coordinate(world, [&] {
-    if (rejected.empty()) return;
-    const fs::path file = directory / fmt::format("rejected_{:05}.jsonl", world.rank());
-    std::ofstream lines(file, std::ios::app);
-    for (const RejectedFile& entry : rejected) {
-      const json record{{"key", entry.key}, {"reason", entry.reason}};
-      lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << '\n';
-    }
-    lines.close();
-    if (!lines) throw core::StorageError(fmt::format("Cannot write {}.", file.string()));
-  });
-  const std::int64_t total = world.sum(static_cast<std::int64_t>(rejected.size()));
-  const std::int64_t total_seen = world.sum(seen);
+struct RejectedList::Impl {
+  Context& context;
+  fs::path directory, file;
+  std::mutex mutex{};  // of what follows
+  std::ofstream lines{};
+  std::vector<std::uint64_t> added{};  // hashes of keys
+
+  /// Collective. Files added on any rank, each counted once.
+  std::int64_t total() const {
+    comm::Communicator& world = context.world;
+    const std::vector<std::int64_t> counts = world.gather_all(static_cast<std::int64_t>(added.size()));
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(std::accumulate(counts.begin(), counts.end(), 0LL)));
+    world.all_gather_counts(std::span(added), std::span(all), counts);
+    return std::ssize(std::set(all.begin(), all.end()));
+  }
+};
+
+RejectedList::RejectedList(Context& context, fs::path directory)
+    : impl_(new Impl{context, directory, directory / fmt::format("rejected_{:05}.jsonl", context.world.rank())}) {}
+RejectedList::~RejectedList() = default;
+
+void RejectedList::add(const std::string& key, const std::string& reason) {
+  const std::lock_guard lock(impl_->mutex);
+  if (!impl_->lines.is_open()) impl_->lines.open(impl_->file, std::ios::app);
+  const json record{{"key", key}, {"reason", reason}};
+  impl_->lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << std::endl;
+  if (!impl_->lines) throw core::StorageError(fmt::format("Cannot write {}.", impl_->file.string()));
+  impl_->added.push_back(core::hash_bytes(std::as_bytes(std::span(key))));
+}
+
+void RejectedList::judge(std::int64_t seen, double limit) {
+  comm::Communicator& world = impl_->context.world;
+  const std::int64_t total = impl_->total(), total_seen = world.sum(seen);
   if (total == 0) return;
-  const fs::path list = directory / "rejected.jsonl";
+  const fs::path list = impl_->directory / "rejected.jsonl";
   comm::coordinate(world, [&] {
-    if (world.rank() == 0) core::write_atomically(list, merged_rejections(directory));
+    if (world.rank() == 0) core::write_atomically(list, merged_rejections(impl_->directory));
   });
   const std::string summary = fmt::format("{} of {} input files could not be used; {} lists them with the reasons",
                                           total, total_seen, list.string());
@@ -144,7 +164,7 @@ void report_rejected(Context& context, const fs::path& directory, const std::vec
       throw core::InputError(fmt::format("{}. That is more than run.max_rejected = {} allows.", summary, limit));
     }
   });
-  if (world.rank() == 0) context.log.warning("{}.", summary);
+  if (world.rank() == 0) impl_->context.log.warning("{}.", summary);
 }
 
 }  // namespace allosaur::jobs

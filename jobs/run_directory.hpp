@@ -40,14 +40,25 @@ void declare_process_options(core::Options& options);
 /// Declares the options every job with an output directory has: those above, `output` and `run.max_rejected`.
 void declare_run_options(core::Options& options);
 
-struct RejectedFile {
-  std::string key, reason;
-};
+/// The input files that could not be used, in the output directory: `rejected_<rank>.jsonl`, merged by rank 0.
+class RejectedList {
+ public:
+  RejectedList(Context& context, std::filesystem::path directory);
+  ~RejectedList();
+  RejectedList(const RejectedList&) = delete;
+  RejectedList& operator=(const RejectedList&) = delete;
 
-/// Collective. Appends this rank's rejected files to `rejected_<rank>.jsonl` and has rank 0 merge them into
-/// `rejected.jsonl`; throws core::InputError (on every rank) when they are more than `limit` of `seen`, the files that
-/// this rank has tried, both summed over ranks.
-void report_rejected(Context& context, const std::filesystem::path& directory,
-                     const std::vector<RejectedFile>& rejected, std::int64_t seen, double limit);
+  /// Local, for any thread. The file is in this rank's list at once, so that a rank that fails has said why. Throws
+  /// core::StorageError.
+  void add(const std::string& key, const std::string& reason);
+  /// Collective. Has rank 0 merge the lists into `rejected.jsonl`; throws core::InputError (on every rank) when more
+  /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks.
+  /// (Cost per rank: one gather of 8 bytes a file.)
+  void judge(std::int64_t seen, double limit);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace allosaur::jobs

@@ -127,7 +127,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const curat
   });
   const auto descriptor = curation::fit_copy_descriptor(world, sample.views, sample.fit_copies);
 
-  std::vector<RejectedFile> rejected;
+  RejectedList rejected(context, directory);
   std::vector<curation::CopyViews> blocks;
   core::Progress bar(context.log, "copy descriptors", sources.size(), "images");
   const std::int64_t most_rows = world.max(rows.count);
@@ -136,7 +136,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const curat
     blocks.push_back(comm::coordinate(world, [&] {
       return curation::describe_images(
           descriptor, sources, rows.first + from, count, context.threads,
-          [&](const std::string& key, const std::string& reason) { rejected.push_back({key, reason}); });
+          [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); });
     }));
     context.watchdog.feed();
     std::array<std::int64_t, 2> done_and_stop{from + count, context.stop.requested() ? 1 : 0};
@@ -145,7 +145,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const curat
     if (done_and_stop[1] > 0) return {};
   }
   bar.finish();
-  report_rejected(context, directory, rejected, rows.count, context.options.number("run.max_rejected"));
+  rejected.judge(rows.count, context.options.number("run.max_rejected"));
 
   std::vector<at::Tensor> views, pixels;
   for (curation::CopyViews& block : blocks) {
@@ -183,17 +183,17 @@ SimilarityFeatures backbone_features(Context& context, model::VisionTransformer&
     context.log.info("{} features: read from {}", name, index.string());
     return {comm::coordinate(world, [&] { return earlier->read("rows", rows.first, rows.count); }), rows.first};
   }
-  std::vector<RejectedFile> rejected;
+  RejectedList rejected(context, directory);
   core::Progress bar(context.log, name + " features", rows.count, "images a rank");
   const features::Features extracted = features::extract(
       world, backbone, sources, config,
-      [&](const std::string& key, const std::string& reason) { rejected.push_back({key, reason}); },
+      [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); },
       [&](std::int64_t done) {
         context.watchdog.feed();
         bar.update(done);
       });
   bar.finish();
-  report_rejected(context, directory, rejected, rows.count, context.options.number("run.max_rejected"));
+  rejected.judge(rows.count, context.options.number("run.max_rejected"));
   const at::Tensor tokens = extracted.cls.select(1, 0);
   SimilarityFeatures result{tokens / tokens.norm(2, {1}, true).clamp_min(std::numeric_limits<float>::min()),
                             rows.first};

@@ -240,14 +240,13 @@ Outcome evaluate(Context& context) {
     return Outcome::complete;
   }
 
-  std::vector<RejectedFile> rejected;
+  RejectedList rejected(context, run.path());
   StageProgress progress(context);
   evaluation::Hooks hooks;
-  hooks.reject = [&](const std::string& key, const std::string& reason) { rejected.push_back({key, reason}); };
+  hooks.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   hooks.progress = [&](auto... stage) { progress.update(stage...); };
   evaluation::FrozenSets sets = evaluation::extract_sets(world, *inputs.backbone, *train, *test, config, hooks);
-  report_rejected(context, run.path(), rejected, world.rank() == 0 ? train->size() + test->size() : 0,
-                  options.number("run.max_rejected"));
+  rejected.judge(world.rank() == 0 ? train->size() + test->size() : 0, options.number("run.max_rejected"));
   const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
 
   const json common{{"identity", identity},

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "comm/coordinate.hpp"
+#include "core/error.hpp"
 #include "data/packed.hpp"
 #include "jobs/run_directory.hpp"
 
@@ -47,18 +48,24 @@ class PackJob final : public Job {
     const auto source = data::open_dataset(world, context.options.path("pack.source"), labelled);
     const std::vector<std::int64_t> rows = share_of(world, source->size());
     core::Progress progress(context.log, "pack", static_cast<std::int64_t>(rows.size()), "images");
-    const data::PackedResult result =
-        data::write_packed(world, *source, rows, {}, index, context.threads, [&](std::int64_t done) {
+    RejectedList rejected(context, directory.path());
+    const data::PackedResult result = data::write_packed(
+        world, *source, rows, {}, index, context.threads,
+        [&](std::int64_t done) {
           context.watchdog.feed();
           progress.update(done);
+        },
+        [&](const std::vector<data::Rejected>& broken) {
+          progress.finish();
+          for (const data::Rejected& image : broken) rejected.add(image.key, image.reason);
+          rejected.judge(std::ssize(rows), context.options.number("run.max_rejected"));
+          const std::int64_t good = world.sum(std::ssize(rows) - std::ssize(broken));
+          comm::coordinate(world, [&] {
+            if (good == 0)
+              throw core::InputError(fmt::format("None of the {} images could be decoded.", source->size()));
+          });
         });
-    progress.finish();
-
-    std::vector<RejectedFile> rejected;
-    for (const data::Rejected& entry : result.rejected) rejected.push_back({entry.key, entry.reason});
     const std::int64_t images = world.sum(result.images), bytes = world.sum(result.bytes);
-    report_rejected(context, directory.path(), rejected, static_cast<std::int64_t>(rows.size()),
-                    context.options.number("run.max_rejected"));
     context.log.info("Packed {} images ({:.1f} MB) into {}.", images, static_cast<double>(bytes) / 1e6, index.string());
     return Outcome::complete;
   }

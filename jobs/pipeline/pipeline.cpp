@@ -58,8 +58,8 @@ std::vector<json> training_lines(const fs::path& file) {
   const std::string text = core::read_text(file);
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
-    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin), text.begin() + static_cast<std::ptrdiff_t>(end),
-                            nullptr, false);
+    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
     if (line.is_object() && line.contains("total_loss")) lines.push_back(std::move(line));
     begin = end + 1;
   }
@@ -82,12 +82,15 @@ std::optional<double> linear_accuracy(const json& linear) {
 void summarise(core::Log& log, const Phases& phases, const fs::path& output, bool evaluated) {
   const json curation = read_json(phases.folder("curate") / "results" / "curate.json");
   const std::vector<json> lines = training_lines(phases.folder("pretrain") / "metrics.jsonl");
-  json summary{{"images_in", curation.at("pool")},       {"rejected", curation.at("rejected")},
-               {"duplicates_removed", curation.at("duplicates")}, {"retrieved", curation.at("retrieved")},
+  json summary{{"images_in", curation.at("pool")},
+               {"rejected", curation.at("rejected")},
+               {"duplicates_removed", curation.at("duplicates")},
+               {"retrieved", curation.at("retrieved")},
                {"images_trained_on", curation.at("images")}};
   log.info("");
   log.info("Summary");
-  log.info("  images in the pool              {:>8}   (broken: {})", curation.at("pool").get<int>(), curation.at("rejected").get<int>());
+  log.info("  images in the pool              {:>8}   (broken: {})", curation.at("pool").get<int>(),
+           curation.at("rejected").get<int>());
   log.info("  duplicates removed              {:>8}", curation.at("duplicates").get<int>());
   log.info("  retrieved                       {:>8}", curation.at("retrieved").get<int>());
   log.info("  curated set, pretrained on      {:>8}", curation.at("images").get<int>());
@@ -96,20 +99,27 @@ void summarise(core::Log& log, const Phases& phases, const fs::path& output, boo
     summary["loss_first"] = loss(lines.front());
     summary["loss_last"] = loss(lines.back());
     summary["images_seen"] = lines.back().at("images");
-    log.info("  loss, first and last            {:>8.3f} {:>8.3f}   ({} images seen)", loss(lines.front()), loss(lines.back()),
-             lines.back().at("images").get<std::int64_t>());
+    log.info("  loss, first and last            {:>8.3f} {:>8.3f}   ({} images seen)", loss(lines.front()),
+             loss(lines.back()), lines.back().at("images").get<std::int64_t>());
   }
   if (evaluated) {
-    const auto percent = [](std::optional<double> value) { return value ? fmt::format("{:>8.2f}", 100 * *value) : "       -"; };
+    const auto percent = [](std::optional<double> value) {
+      return value ? fmt::format("{:>8.2f}", 100 * *value) : "       -";
+    };
     const json before = read_json(phases.folder("evaluate-initial") / "results" / "knn.json");
     const json after = read_json(phases.folder("evaluate") / "results" / "knn.json");
-    const auto linear_before = linear_accuracy(read_json(phases.folder("evaluate-initial") / "results" / "linear.json"));
+    const auto linear_before =
+        linear_accuracy(read_json(phases.folder("evaluate-initial") / "results" / "linear.json"));
     const auto linear_after = linear_accuracy(read_json(phases.folder("evaluate") / "results" / "linear.json"));
     log.info("  accuracy, %                     initial pretrained");
     log.info("    k-NN                          {}   {}{}", percent(knn_accuracy(before)), percent(knn_accuracy(after)),
-             knn_accuracy(after, "raw_pixels") ? fmt::format("   (raw pixels: {:.2f})", 100 * *knn_accuracy(after, "raw_pixels")) : "");
+             knn_accuracy(after, "raw_pixels")
+                 ? fmt::format("   (raw pixels: {:.2f})", 100 * *knn_accuracy(after, "raw_pixels"))
+                 : "");
     log.info("    linear                        {}   {}", percent(linear_before), percent(linear_after));
-    const auto store = [&summary](const char* key, std::optional<double> value) { if (value) summary[key] = *value; };
+    const auto store = [&summary](const char* key, std::optional<double> value) {
+      if (value) summary[key] = *value;
+    };
     store("knn_initial", knn_accuracy(before));
     store("knn_pretrained", knn_accuracy(after));
     store("knn_raw_pixels", knn_accuracy(after, "raw_pixels"));
@@ -180,6 +190,8 @@ Outcome PipelineJob::run(Context& context) const {
 
 }  // namespace
 
-std::unique_ptr<Job> make_pipeline_job() { return std::make_unique<PipelineJob>(); }
+std::unique_ptr<Job> make_pipeline_job() {
+  return std::make_unique<PipelineJob>();
+}
 
 }  // namespace allosaur::jobs

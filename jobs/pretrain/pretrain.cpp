@@ -1,5 +1,6 @@
 #include "jobs/pretrain/pretrain.hpp"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -9,17 +10,22 @@
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
 #include "data/dataset.hpp"
+#include "jobs/device.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/run_directory.hpp"
 #include "model/weights.hpp"
 #include "train/loop.hpp"
+#include "train/plan.hpp"
 
 namespace allosaur::jobs {
 namespace {
 
 constexpr const char* kEvaluatePeriod = "evaluation.eval_period_iterations";
+constexpr const char* kDryRun = "dry-run";
+constexpr const char* kDryRunRanks = "dry-run.ranks";
 
-/// k-NN (and, where asked for, linear) accuracy of the teacher while it is trained, next to the losses in metrics.jsonl.
+/// k-NN (and, where asked for, linear) accuracy of the teacher while it is trained, next to the losses in
+/// metrics.jsonl.
 class OnlineEvaluation {
  public:
   OnlineEvaluation(Context& context, core::MetricsLog* metrics, std::int64_t batch)
@@ -75,11 +81,24 @@ void declare_pretrain_options(core::Options& options) {
   options.add(kEvaluatePeriod, std::int64_t{0},
               "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
               core::OptionKind::free);
+  options.add(kDryRun, false, "Print the plan (memory, communication, work, disk) and stop", core::OptionKind::free);
+  options.add(kDryRunRanks, std::int64_t{0}, "The plan for this many ranks; 0 = those that are running",
+              core::OptionKind::free);
+  options.add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
+              core::OptionKind::free);
 }
 
 Outcome pretrain(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
+  if (options.flag(kDryRun)) {
+    const std::int64_t ranks = options.integer(kDryRunRanks);
+    const int planned = ranks > 0 ? static_cast<int>(ranks) : world.size();
+    comm::coordinate(world, [&] {
+      context.log.info("{}", train::describe(train::plan(train::read_config(options, planned), planned)));
+    });
+    return Outcome::complete;
+  }
   RunDirectory run(context, "pretrain", options.path("output"));
   train::TrainConfig config = comm::coordinate(world, [&] {
     if (options.text("train.dataset_path").empty())
@@ -89,9 +108,14 @@ Outcome pretrain(Context& context) {
   config.loader.max_rejected = options.number("run.max_rejected");
   const std::int64_t workers = options.integer("train.num_workers");
   config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
+  RejectedList rejected(context, run.path());
+  config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
+  ComputeDevice device(context, options.text("train.device"));
+  config.units.device = device.device();
 
-  train::LoopContext loop{world, context.log, run.metrics(), context.stop, context.watchdog, run.path()};
+  train::LoopContext loop{world,        device.group(),   context.log, run.metrics(),
+                          context.stop, context.watchdog, run.path()};
   loop.evaluate_period = options.integer(kEvaluatePeriod);
   if (loop.evaluate_period > 0) {
     auto evaluation = std::make_shared<OnlineEvaluation>(context, run.metrics(), config.batch_size);
@@ -101,11 +125,12 @@ Outcome pretrain(Context& context) {
   }
   const train::LoopResult result = train::pretrain(loop, config, dataset);
 
-  std::vector<RejectedFile> rejected;
-  for (const data::Rejected& file : result.rejected) rejected.push_back({file.key, file.reason});
-  report_rejected(context, run.path(), rejected, result.distinct_seen, config.loader.max_rejected);
+  // Ranks meet the same file only in different epochs, by when together they have met all.
+  const std::int64_t seen = std::min(world.sum(result.distinct_seen), dataset->size());
+  rejected.judge(world.rank() == 0 ? seen : 0, config.loader.max_rejected);
   if (result.preempted) {
-    context.log.info("Stopped on request after iteration {}; the same command continues from there.", result.iterations);
+    context.log.info("Stopped on request after iteration {}; the same command continues from there.",
+                     result.iterations);
     return Outcome::preempted;
   }
   comm::coordinate(world, [&] {
@@ -116,6 +141,8 @@ Outcome pretrain(Context& context) {
   return Outcome::complete;
 }
 
-std::unique_ptr<Job> make_pretrain_job() { return std::make_unique<PretrainJob>(); }
+std::unique_ptr<Job> make_pretrain_job() {
+  return std::make_unique<PretrainJob>();
+}
 
 }  // namespace allosaur::jobs

@@ -7,11 +7,12 @@
 namespace allosaur::jobs {
 
 /// Declares the keys of pretraining (official names: `train.*`, `student.*`, `dino.*`, `ibot.*`, `optim.*`, ...) and
-/// `evaluation.eval_period_iterations`. The keys `evaluate.*` must be declared too: they say how it is evaluated on the way.
+/// `evaluation.eval_period_iterations`. The keys `evaluate.*` must be declared too: they say how it is evaluated on the
+/// way.
 void declare_pretrain_options(core::Options& options);
 
-/// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say. At the end the teacher's
-/// backbone stands in `output`/teacher.safetensors.
+/// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say. At the end the
+/// teacher's backbone stands in `output`/teacher.safetensors.
 Outcome pretrain(Context& context);
 
 /// Name of the weights that a finished pretraining leaves in its output directory.

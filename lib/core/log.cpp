@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/event_file.hpp"
 #include "core/files.hpp"
 
 namespace allosaur::core {
@@ -187,7 +188,20 @@ MetricsLog::MetricsLog(const std::filesystem::path& file, int attempt) : attempt
 
 MetricsLog::~MetricsLog() = default;
 
+void MetricsLog::show_in_tensorboard(const std::filesystem::path& directory, std::int64_t first) {
+  make_directory(directory);
+  events_ = std::make_unique<EventFile>(directory, first);
+}
+
 void MetricsLog::write(const nlohmann::json& fields) {
+  if (const auto iteration = fields.find("iteration"); events_ && iteration != fields.end()) {
+    const std::string phase = fields.value("phase", "train");
+    std::vector<std::pair<std::string, double>> named;
+    for (const auto& [key, value] : fields.items())
+      if (value.is_number() && key != "iteration") named.emplace_back(phase + "/" + key, value.get<double>());
+    events_->write(iteration->get<std::int64_t>(),
+                   std::vector<std::pair<std::string_view, double>>(named.begin(), named.end()));
+  }
   nlohmann::json record = fields;
   record["time"] = time_stamp();
   record["attempt"] = attempt_;

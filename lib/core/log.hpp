@@ -59,6 +59,8 @@ class Log {
   std::unique_ptr<State> state_;
 };
 
+class EventFile;
+
 /// `metrics.jsonl`: one JSON object a line, appended; only rank 0 owns one. NaN and infinities are written as strings.
 class MetricsLog {
  public:
@@ -68,11 +70,15 @@ class MetricsLog {
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
+  /// From now on the numbers of lines with an `iteration` also become TensorBoard scalars in `directory`, named
+  /// `<phase>/<field>` (phase "train" where a line names none). `first`: the first iteration that will be written.
+  void show_in_tensorboard(const std::filesystem::path& directory, std::int64_t first);
   void write(const nlohmann::json& fields);
 
  private:
   struct File;
   std::unique_ptr<File> file_;
+  std::unique_ptr<EventFile> events_;
   int attempt_;
 };
 

@@ -155,10 +155,10 @@ struct Loader::Impl {
       index = core::Random(config.seed, core::Purpose::sample_order, static_cast<std::uint64_t>(position), attempt)
                   .below(size);
     }
+    const std::lock_guard lock(record);
     throw core::InputError(
-        fmt::format("None of {} images drawn in turn could be decoded; the last was {}. See the list of "
-                    "rejected images; is this a set of images?",
-                    kMaxAttempts, dataset->key(index)));
+        fmt::format("None of {} images drawn in turn could be decoded; the first was {}: {} Is this a set of images?",
+                    kMaxAttempts, rejected.front().key, rejected.front().reason));
   }
 
   void mark_seen(std::int64_t index) {
@@ -170,7 +170,9 @@ struct Loader::Impl {
 
   void reject(std::int64_t index, const char* reason) {
     const std::lock_guard lock(record);
-    if (rejected_indices.insert(index).second) rejected.push_back({dataset->key(index), reason});
+    if (!rejected_indices.insert(index).second) return;
+    rejected.push_back({dataset->key(index), reason});
+    if (config.reject) config.reject(rejected.back().key, rejected.back().reason);
   }
 
   /// Throws when this rank has met too many broken files.

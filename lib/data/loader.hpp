@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,6 +23,8 @@ struct LoaderConfig {
   int workers = 1;                 ///< threads
   int prefetch = 4;                ///< batches decoded ahead
   double max_rejected = 0.01;      ///< fraction of the distinct files seen that may be broken
+  /// Told of every broken file, once, as it is met. From worker threads, one at a time; may be empty.
+  std::function<void(const std::string& key, const std::string& reason)> reject;
 };
 
 /// This rank's part of one iteration: n = global_batch / ranks images.

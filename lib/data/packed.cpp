@@ -244,7 +244,8 @@ class PackedImages final : public Dataset {
 
 PackedResult write_packed(comm::Communicator& group, const Dataset& dataset, std::span<const std::int64_t> indices,
                           const PackedColumns& columns, const fs::path& index, int threads,
-                          const std::function<void(std::int64_t)>& progress) {
+                          const std::function<void(std::int64_t)>& progress,
+                          const std::function<void(const std::vector<Rejected>&)>& accept) {
   const fs::path path = index.parent_path() / byte_file_name(index, group.rank());
   const fs::path temporary = path.string() + ".tmp";
   Shard shard = comm::coordinate(group, [&] {
@@ -253,6 +254,7 @@ PackedResult write_packed(comm::Communicator& group, const Dataset& dataset, std
     core::publish_file(temporary, path);
     return written;
   });
+  if (accept) accept(shard.rejected);
 
   io::ShardedWriter table(group, index);
   comm::coordinate(group, [&] {

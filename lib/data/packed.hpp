@@ -38,10 +38,12 @@ struct PackedResult {
 /// Collective. Writes the images `indices` (this rank's) of `dataset` as packed images under the path `index` (its
 /// folder exists), in rank order. Every image is decoded once, on `threads` threads, to keep broken ones out; bytes are
 /// streamed, with at most about 64 MiB of them in memory. `progress(done)` is called after each block with this rank's
-/// count. The index appears last, when every file is on disk and has been read back. Throws core::StorageError.
+/// count. The index appears last, when every file is on disk and has been read back; where `accept` (collective) throws
+/// at what it is shown, this rank's rejected images, none appears. Throws core::StorageError.
 PackedResult write_packed(comm::Communicator& group, const Dataset& dataset, std::span<const std::int64_t> indices,
                           const PackedColumns& columns, const std::filesystem::path& index, int threads,
-                          const std::function<void(std::int64_t)>& progress);
+                          const std::function<void(std::int64_t)>& progress,
+                          const std::function<void(const std::vector<Rejected>&)>& accept = {});
 
 /// Collective. Opens packed images by their index. get() verifies every image against its hash and throws
 /// core::StorageError naming file and key where it is damaged.

@@ -41,24 +41,30 @@ std::int64_t count_classes(comm::Communicator& group, const data::Dataset& train
   return group.max(classes);
 }
 
+using Reject = std::function<void(const std::string&, const std::string&)>;
 using Progress = std::function<void(std::int64_t)>;
 
-/// `kind` of features, for display.
-FrozenSets collect(comm::Communicator& group, const std::string& kind, const data::Dataset& train,
-                   const data::Dataset& test, const Hooks& hooks,
-                   const std::function<features::Features(const data::Dataset&, const Progress&)>& extract) {
+/// `kind` of features, for display. Keys of rejected images are told as train/... and test/..., since the sets may
+/// share them.
+FrozenSets collect(
+    comm::Communicator& group, const std::string& kind, const data::Dataset& train, const data::Dataset& test,
+    const Hooks& hooks,
+    const std::function<features::Features(const data::Dataset&, const Reject&, const Progress&)>& extract) {
   require_same_classes(group, train, test);
-  const auto frozen = [&](const data::Dataset& dataset, const std::string& what) {
+  const auto frozen = [&](const data::Dataset& dataset, const std::string& folder, const std::string& what) {
     const std::int64_t total = dataset.size();
     const std::int64_t share = total * (group.rank() + 1) / group.size() - total * group.rank() / group.size();
     const auto progress = [&](std::int64_t done) {
       if (hooks.progress) hooks.progress(kind + " of the " + what, "images", done * total / share, total);
     };
-    return labelled_rows(group, extract(dataset, progress), what);
+    const auto reject = [&](const std::string& key, const std::string& reason) {
+      if (hooks.reject) hooks.reject(folder + "/" + key, reason);
+    };
+    return labelled_rows(group, extract(dataset, reject, progress), what);
   };
   FrozenSets sets;
-  sets.train = frozen(train, "training set");
-  sets.test = frozen(test, "test set");
+  sets.train = frozen(train, "train", "training set");
+  sets.test = frozen(test, "test", "test set");
   sets.classes = count_classes(group, train, sets.train, sets.test);
   return sets;
 }
@@ -77,16 +83,18 @@ FrozenSets extract_sets(comm::Communicator& group, const model::VisionTransforme
           std::max(extract.last_blocks, static_cast<int>(std::min<std::int64_t>(blocks, backbone.config().depth)));
     }
   }
-  return collect(group, "features", train, test, hooks, [&](const data::Dataset& dataset, const Progress& progress) {
-    return features::extract(group, backbone, dataset, extract, hooks.reject, progress);
-  });
+  return collect(group, "features", train, test, hooks,
+                 [&](const data::Dataset& dataset, const Reject& reject, const Progress& progress) {
+                   return features::extract(group, backbone, dataset, extract, reject, progress);
+                 });
 }
 
 FrozenSets extract_pixel_sets(comm::Communicator& group, const data::Dataset& train, const data::Dataset& test,
                               const EvaluateConfig& config, const Hooks& hooks) {
-  return collect(group, "pixels", train, test, hooks, [&](const data::Dataset& dataset, const Progress& progress) {
-    return features::extract_pixels(group, dataset, config.extract, hooks.reject, progress);
-  });
+  return collect(group, "pixels", train, test, hooks,
+                 [&](const data::Dataset& dataset, const Reject& reject, const Progress& progress) {
+                   return features::extract_pixels(group, dataset, config.extract, reject, progress);
+                 });
 }
 
 EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateConfig& config, const Hooks& hooks) {

@@ -24,7 +24,8 @@ struct EvaluateConfig {
 
 /// Called on the caller's thread of every rank; either may be empty.
 struct Hooks {
-  std::function<void(const std::string& key, const std::string& reason)> reject;  ///< an image that cannot be decoded
+  /// An image that cannot be decoded; its key is train/... or test/...
+  std::function<void(const std::string& key, const std::string& reason)> reject;
   /// Done so far over all ranks (as judged by this one) of a stage: for display, and to show that the rank is alive.
   std::function<void(std::string_view stage, std::string_view unit, std::int64_t done, std::int64_t total)> progress;
 };

@@ -29,8 +29,9 @@ struct Features {
 };
 
 /// Collective. A frozen backbone over a whole data set, split over ranks in contiguous ranges. Broken images are
-/// rejected through `reject(key, reason)`, in order; `progress(done)` is called after each batch with this rank's count;
-/// both on the caller's thread, and either may be empty. Cost a rank: decoding and forward of its rows, no communication.
+/// rejected through `reject(key, reason)`, in order; `progress(done)` is called after each batch with this rank's
+/// count; both on the caller's thread, and either may be empty. Cost a rank: decoding and forward of its rows, no
+/// communication.
 Features extract(comm::Communicator& group, const model::VisionTransformer& backbone, const data::Dataset& dataset,
                  const ExtractConfig& config, const std::function<void(const std::string&, const std::string&)>& reject,
                  const std::function<void(std::int64_t)>& progress = {});

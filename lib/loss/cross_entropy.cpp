@@ -1,69 +1,104 @@
 #include "loss/cross_entropy.hpp"
 
+#include <algorithm>
+
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "kernels/kernels.hpp"
 #include "loss/rows.hpp"
+#include "model/fused.hpp"
+#include "model/linear.hpp"
 
 namespace allosaur::loss {
 
 namespace {
 
-at::Tensor target_rows(const Targets& targets, std::int64_t first, std::int64_t rows) {
-  return at::softmax(targets.logits.narrow(0, first, rows) / targets.temperature + targets.shift, 1);
+/// output [rows, K] (+)= weight * the targets of rows [first, first + rows).
+void target_rows(const Targets& targets, std::int64_t first, double weight, bool accumulate, at::Tensor& output) {
+  const at::Tensor logits = targets.logits.narrow(0, first, output.size(0));
+  kernels::run(model::kernel_device(logits), kernels::TargetRows{.rows = output.size(0),
+                                                                 .prototypes = output.size(1),
+                                                                 .logits = logits.const_data_ptr(),
+                                                                 .type = model::kernel_type(logits),
+                                                                 .shift = targets.shift.const_data_ptr<float>(),
+                                                                 .temperature = targets.temperature,
+                                                                 .weight = weight,
+                                                                 .accumulate = accumulate,
+                                                                 .output = output.mutable_data_ptr<float>()});
 }
 
 /// The gradients come out of the forward pass, where the scores are at hand, and wait for the backward one.
 struct Function : torch::autograd::Function<Function> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& student,
                             const at::Tensor& prototypes, const Targets& teacher, const at::Tensor& pairs,
-                            const at::Tensor& row_weight, double temperature, at::Tensor* per_crop_out) {
-    const std::int64_t crops = student.size(0), n = student.size(1), teacher_crops = pairs.size(1);
+                            const at::Tensor& row_weight, double temperature, bool fast, at::Tensor* per_crop_out) {
+    const std::int64_t crops = student.size(0), n = student.size(1), count = prototypes.size(0);
     const auto pair = pairs.accessor<float, 2>();
-    at::Tensor grad_student = at::empty_like(student);
-    at::Tensor grad_prototypes = at::zeros_like(prototypes);
-    at::Tensor per_crop = at::zeros({crops}, student.options());
-    for_row_chunks(n, prototypes.size(0), [&](std::int64_t first, std::int64_t rows) {
-      const at::Tensor weight = row_weight.narrow(0, first, rows).unsqueeze(1);
-      std::vector<at::Tensor> targets;
-      for (std::int64_t g = 0; g < teacher_crops; ++g) targets.push_back(target_rows(teacher, g * n + first, rows));
-      for (std::int64_t c = 0; c < crops; ++c) {
-        at::Tensor target = at::zeros_like(targets.front());
-        float mass = 0;  // of the targets this crop is compared with
-        for (std::int64_t g = 0; g < teacher_crops; ++g)
-          if (pair[c][g] != 0) {
-            target.add_(targets[static_cast<std::size_t>(g)], pair[c][g]);
-            mass += pair[c][g];
-          }
-        const at::Tensor x = student[c].narrow(0, first, rows);
-        const at::Tensor log_probabilities = at::log_softmax(at::mm(x, prototypes.t()).div_(temperature), 1);  // [rows, K]
-        per_crop[c] -= (log_probabilities * target).sum(1).dot(weight.squeeze(1));
-        // d CE / d score = (mass * softmax - target) / temperature
-        const at::Tensor grad = log_probabilities.exp_().mul_(mass).sub_(target).mul_(weight / temperature);
-        at::Tensor slice = grad_student[c].narrow(0, first, rows);
-        at::mm_out(slice, grad, prototypes);
-        grad_prototypes.addmm_(grad.t(), x);
+    at::Tensor grad_student = at::empty_like(student, at::MemoryFormat::Contiguous);
+    at::Tensor grad_prototypes = at::zeros_like(prototypes, at::MemoryFormat::Contiguous);
+    at::Tensor loss = at::empty({crops, n}, student.options());
+    at::Tensor all_scores, all_targets;
+    const model::Products products(fast);
+    for_row_chunks(n, crops * count, [&](std::int64_t first, std::int64_t rows) {
+      if (!all_scores.defined()) {
+        all_scores = at::empty({crops * rows, count}, student.options());
+        all_targets = at::empty({rows, count}, student.options());
       }
+      // The crops of these rows, one below the other, so that each pass over the prototypes serves all of them.
+      const at::Tensor x = student.narrow(1, first, rows).reshape({crops * rows, -1});
+      at::Tensor scores = all_scores.narrow(0, 0, crops * rows), target = all_targets.narrow(0, 0, rows);
+      at::mm_out(scores, x, prototypes.t());
+      const at::Tensor weight = row_weight.narrow(0, first, rows).contiguous();
+      double mass = 0;  // of the targets a crop is compared with
+      for (std::int64_t c = 0; c < crops; ++c) {
+        if (c == 0 || !std::equal(pair[c].data(), pair[c].data() + pairs.size(1), pair[c - 1].data())) {
+          mass = 0;
+          bool any = false;
+          for (std::int64_t g = 0; g < pairs.size(1); ++g)
+            if (pair[c][g] != 0) {
+              target_rows(teacher, g * n + first, pair[c][g], any, target);
+              any = true;
+              mass += pair[c][g];
+            }
+          if (!any) target.zero_();
+        }
+        const at::Tensor row_losses = loss[c].narrow(0, first, rows), of_crop = scores.narrow(0, c * rows, rows);
+        kernels::run(model::kernel_device(scores),
+                     kernels::CrossEntropyRows{.rows = rows,
+                                               .prototypes = count,
+                                               .scores = of_crop.mutable_data_ptr<float>(),
+                                               .target = target.const_data_ptr<float>(),
+                                               .row_weight = weight.const_data_ptr<float>(),
+                                               .mass = mass,
+                                               .temperature = temperature,
+                                               .loss = row_losses.mutable_data_ptr<float>()});
+      }
+      grad_student.narrow(1, first, rows).copy_(at::mm(scores, prototypes).view({crops, rows, -1}));
+      grad_prototypes.addmm_(scores.t(), x);
     });
     context->save_for_backward({grad_student, grad_prototypes});
-    *per_crop_out = per_crop;
-    return per_crop.sum();
+    *per_crop_out = loss.sum(1);
+    return per_crop_out->sum();
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grad_output) {
     const auto saved = context->get_saved_variables();
-    return {saved[0] * grad_output[0], saved[1] * grad_output[0], {}, {}, {}, {}, {}};
+    // In place: one of them is as large as the prototypes. A second backward pass through the same loss is an error.
+    return {saved[0].mul_(grad_output[0]), saved[1].mul_(grad_output[0]), {}, {}, {}, {}, {}, {}};
   }
 };
 
 }  // namespace
 
 CrossEntropy prototype_cross_entropy(const at::Tensor& student, const at::Tensor& prototypes, const Targets& teacher,
-                                     const at::Tensor& pairs, const at::Tensor& row_weight, double student_temperature) {
+                                     const at::Tensor& pairs, const at::Tensor& row_weight, double student_temperature,
+                                     bool fast) {
   CrossEntropy result;
-  result.total = Function::apply(student, prototypes, teacher, pairs, row_weight, student_temperature, &result.per_crop);
+  result.total = Function::apply(student.to(at::kFloat), prototypes.to(at::kFloat), teacher, pairs, row_weight,
+                                 student_temperature, fast, &result.per_crop);
   return result;
 }
 
@@ -74,7 +109,8 @@ TargetStatistics target_statistics(const Targets& targets) {
   double entropy = 0;
   const auto entropy_of = [](const at::Tensor& p) { return -at::xlogy(p, p).sum().item<double>(); };
   for_row_chunks(n, prototypes, [&](std::int64_t first, std::int64_t rows) {
-    const at::Tensor p = target_rows(targets, first, rows);
+    at::Tensor p = at::empty({rows, prototypes}, targets.shift.options());
+    target_rows(targets, first, 1, false, p);
     entropy += entropy_of(p);
     mean += p.sum(0);
   });

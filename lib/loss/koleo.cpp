@@ -11,7 +11,7 @@ at::Tensor koleo(const at::Tensor& features, std::int64_t group) {
   const at::Tensor x = features.to(at::kFloat);
   if (group < 2) return (x * 0).sum();
   const at::Tensor unit = (x / at::norm(x, 2, 1, true).clamp_min(kEps)).view({-1, group, dim});  // [G, B, D]
-  at::Tensor nearest;                                                                           // i64 [G, B]
+  at::Tensor nearest;                                                                            // i64 [G, B]
   {
     const at::NoGradGuard no_grad;
     at::Tensor similarity = at::bmm(unit, unit.transpose(1, 2));

@@ -5,22 +5,27 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include "loss/rows.hpp"
+#include "kernels/kernels.hpp"
+#include "model/fused.hpp"
 
 namespace allosaur::loss {
 
 Targets sinkhorn_knopp(comm::Communicator& group, const at::Tensor& logits, double temperature, int iterations) {
   const at::NoGradGuard no_grad;
   const std::int64_t n = logits.size(0), prototypes = logits.size(1);
-  at::Tensor shift = at::zeros({prototypes}, logits.options());         // log u, over prototypes
-  at::Tensor sample = at::zeros({n}, logits.options());                 // log v, over samples
+  const at::TensorOptions options = logits.options().dtype(at::kFloat);
+  const kernels::Device device = model::kernel_device(logits);
+  at::Tensor shift = at::zeros({prototypes}, options);                                   // log u, over prototypes
+  at::Tensor sample = at::zeros({n}, options), mass = at::empty({prototypes}, options);  // log v, over samples
   for (int i = 0; i < iterations; ++i) {
-    // log of each prototype's mass on this rank, accumulated over chunks of rows; then over ranks.
-    at::Tensor mass = at::full({prototypes}, -std::numeric_limits<float>::infinity(), logits.options());
-    for_row_chunks(n, prototypes, [&](std::int64_t first, std::int64_t rows) {
-      const at::Tensor scaled = logits.narrow(0, first, rows) / temperature + sample.narrow(0, first, rows).unsqueeze(1);
-      mass = at::logaddexp(mass, at::logsumexp(scaled, 0));
-    });
+    // log of each prototype's mass on this rank; then over ranks.
+    kernels::run(device, kernels::ColumnLogSumExp{.rows = n,
+                                                  .prototypes = prototypes,
+                                                  .logits = logits.const_data_ptr(),
+                                                  .type = model::kernel_type(logits),
+                                                  .shift = sample.const_data_ptr<float>(),
+                                                  .temperature = temperature,
+                                                  .output = mass.mutable_data_ptr<float>()});
     at::Tensor largest = mass.clone();
     group.all_reduce(largest, comm::ReduceOp::max);
     // No rank holds a row: nothing to balance.
@@ -28,10 +33,15 @@ Targets sinkhorn_knopp(comm::Communicator& group, const at::Tensor& logits, doub
     at::Tensor total = (mass - largest).exp();
     group.all_reduce(total, comm::ReduceOp::sum);
     shift = -(largest + total.log());
-    if (i + 1 < iterations)
-      for_row_chunks(n, prototypes, [&](std::int64_t first, std::int64_t rows) {
-        sample.narrow(0, first, rows).copy_(-at::logsumexp(logits.narrow(0, first, rows) / temperature + shift, 1));
-      });
+    if (i + 1 == iterations) break;
+    kernels::run(device, kernels::RowLogSumExp{.rows = n,
+                                               .prototypes = prototypes,
+                                               .logits = logits.const_data_ptr(),
+                                               .type = model::kernel_type(logits),
+                                               .shift = shift.const_data_ptr<float>(),
+                                               .temperature = temperature,
+                                               .output = sample.mutable_data_ptr<float>()});
+    sample.neg_();
   }
   return {logits, shift, temperature};
 }
@@ -61,7 +71,8 @@ void Center::update(comm::Communicator& group, const at::Tensor& sum, double cou
 }
 
 at::Tensor Center::state() const {
-  return at::stack({center_, pending_.defined() ? pending_ : at::full_like(center_, std::numeric_limits<double>::quiet_NaN())});
+  return at::stack(
+      {center_, pending_.defined() ? pending_ : at::full_like(center_, std::numeric_limits<double>::quiet_NaN())});
 }
 
 void Center::restore(const at::Tensor& state) {

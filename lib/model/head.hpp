@@ -15,8 +15,8 @@ struct HeadConfig {
   std::int64_t prototypes = 65536;
 };
 
-/// Projection head: an MLP to the bottleneck, L2 normalisation, then a weight-normalised product with the prototypes. The
-/// product itself is left to the loss, which never materialises the student's scores.
+/// Projection head: an MLP to the bottleneck, L2 normalisation, then a weight-normalised product with the prototypes.
+/// The product itself is left to the loss, which never materialises the student's scores.
 class ProjectionHead {
  public:
   explicit ProjectionHead(const HeadConfig& config);

@@ -7,25 +7,16 @@ namespace allosaur::model {
 
 namespace {
 
-/// While alive, LibTorch may round the factors of float32 products to bfloat16.
-class FastProducts {
- public:
-  FastProducts() { at::globalContext().setFloat32MatmulPrecision("medium"); }
-  ~FastProducts() { at::globalContext().setFloat32MatmulPrecision("highest"); }
-  FastProducts(const FastProducts&) = delete;
-  FastProducts& operator=(const FastProducts&) = delete;
-};
-
 struct FastLinear : torch::autograd::Function<FastLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias) {
-    const FastProducts products;
+    const Products products(true);
     context->save_for_backward({x, weight});
     return at::linear(x, weight, bias);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grad_output) {
-    const FastProducts products;
+    const Products products(true);
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor grad = grad_output[0].reshape({-1, weight.size(0)});  // [n, out]
@@ -36,6 +27,14 @@ struct FastLinear : torch::autograd::Function<FastLinear> {
 };
 
 }  // namespace
+
+Products::Products(bool fast) : fast_(fast) {
+  if (fast_) at::globalContext().setFloat32MatmulPrecision("medium");
+}
+
+Products::~Products() {
+  if (fast_) at::globalContext().setFloat32MatmulPrecision("highest");
+}
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool fast) {
   return fast ? FastLinear::apply(x, weight, bias) : at::linear(x, weight, bias);

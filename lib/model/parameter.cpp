@@ -19,9 +19,15 @@ void initialise(const Parameter& parameter, const std::string& prefix, std::uint
   const std::string name = prefix + parameter.name;
   core::Random random(seed, core::Purpose::initialisation, core::hash_bytes(std::as_bytes(std::span(name))));
   switch (parameter.init) {
-    case Init::zeros: std::ranges::fill(out, 0.0F); break;
-    case Init::ones: std::ranges::fill(out, 1.0F); break;
-    case Init::layer_scale: std::ranges::fill(out, static_cast<float>(parameter.scale)); break;
+    case Init::zeros:
+      std::ranges::fill(out, 0.0F);
+      break;
+    case Init::ones:
+      std::ranges::fill(out, 1.0F);
+      break;
+    case Init::layer_scale:
+      std::ranges::fill(out, static_cast<float>(parameter.scale));
+      break;
     case Init::truncated_normal:  // deviation 0.02, cut off at +-2: a hundred deviations, so in effect not truncated
       std::ranges::generate(out, [&] { return std::clamp(static_cast<float>(0.02 * random.normal()), -2.0F, 2.0F); });
       break;

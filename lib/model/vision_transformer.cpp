@@ -8,13 +8,13 @@
 #include <fmt/ranges.h>
 
 #include "core/error.hpp"
+#include "model/fused.hpp"
 #include "model/linear.hpp"
+#include "model/recompute.hpp"
 
 namespace allosaur::model {
 
 namespace {
-
-constexpr double kNormEps = 1e-6;
 
 struct Preset {
   const char* name;
@@ -30,11 +30,10 @@ struct Extent {
   std::int64_t rows() const { return batch * tokens; }
 };
 
-/// Which packed rows one residual branch works on, and what its output is scaled by.
+/// Which packed rows one residual branch works on; the scale is images / kept images of the row's crop resolution.
 struct Selection {
   std::vector<Extent> extents;  // of the selected rows, packed
-  at::Tensor rows;              // i64 [selected] into the full packed sequence; undefined: all of it
-  at::Tensor scale;             // f32 [selected, 1]: images / kept images of the row's crop resolution
+  Rows rows;                    // among the whole packed sequence
 };
 
 }  // namespace
@@ -53,8 +52,8 @@ VitConfig vit_preset(const std::string& arch) {
       config.num_heads = preset.num_heads;
       return config;
     }
-  throw core::UsageError(fmt::format("There is no architecture \"{}\"; choose one of {}.", arch,
-                                     fmt::join(vit_presets(), ", ")));
+  throw core::UsageError(
+      fmt::format("There is no architecture \"{}\"; choose one of {}.", arch, fmt::join(vit_presets(), ", ")));
 }
 
 std::vector<std::string> vit_presets() {
@@ -71,30 +70,27 @@ struct VisionTransformer::Block {
   // MLP: fc1, fc2. SwiGLU: w12 (gate and value in one), w3.
   at::Tensor norm2_weight, norm2_bias, in_weight, in_bias, out_weight, out_bias, ls2_gamma;
 
-  /// tokens [T, D] of several resolutions one after the other; attention stays within each image.
-  at::Tensor attention(const at::Tensor& tokens, const std::vector<Extent>& extents, bool fast) const {
-    const std::int64_t dim = tokens.size(1);
-    const at::Tensor x = at::layer_norm(tokens, {dim}, norm1_weight, norm1_bias, kNormEps);
-    const at::Tensor qkv = linear(x, qkv_weight, qkv_bias, fast);  // [T, 3D]
-    std::vector<at::Tensor> parts;
-    for (const Extent& e : extents) {
-      const auto heads_first = qkv.narrow(0, e.begin, e.rows())
-                                   .view({e.batch, e.tokens, 3, heads, dim / heads})
-                                   .permute({2, 0, 3, 1, 4})
-                                   .unbind(0);  // q, k, v [B, H, N, D/H]
-      parts.push_back(at::scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2])
-                          .transpose(1, 2)
-                          .reshape({e.rows(), dim}));
+  /// Adds both branches to tokens x [T, D] of several resolutions, one after the other, in place; attention stays
+  /// within each image.
+  void apply(at::Tensor& x, const Selection& attention, const Selection& feed_forward, bool fast) const {
+    const std::int64_t dim = x.size(1);
+    const at::Tensor qkv = norm_linear(x, attention.rows, norm1_weight, norm1_bias, qkv_weight, qkv_bias, fast);
+    std::vector<std::int64_t> sizes;
+    for (const Extent& e : attention.extents) sizes.push_back(e.rows());
+    std::vector<at::Tensor> parts = qkv.split_with_sizes(sizes);  // [B * N, 3D]
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const Extent& e = attention.extents[i];
+      const auto separate = parts[i].view({e.batch, e.tokens, 3, heads, dim / heads}).unbind(2);  // q, k, v
+      parts[i] = at::scaled_dot_product_attention(separate[0].transpose(1, 2), separate[1].transpose(1, 2),
+                                                  separate[2].transpose(1, 2))  // [B, H, N, D / H]
+                     .transpose(1, 2)
+                     .reshape({e.rows(), dim});
     }
-    return linear(parts.size() == 1 ? parts.front() : at::cat(parts), proj_weight, proj_bias, fast);
-  }
-
-  at::Tensor feed_forward(const at::Tensor& tokens, bool fast) const {
-    const at::Tensor x = at::layer_norm(tokens, {tokens.size(1)}, norm2_weight, norm2_bias, kNormEps);
-    const at::Tensor hidden = linear(x, in_weight, in_bias, fast);
-    if (!swiglu) return linear(at::gelu(hidden), out_weight, out_bias, fast);
-    const auto halves = hidden.chunk(2, 1);
-    return linear(at::silu(halves[0]) * halves[1], out_weight, out_bias, fast);
+    x = add_linear(x, attention.rows, Activation::none, parts.size() == 1 ? parts.front() : at::cat(parts), proj_weight,
+                   proj_bias, ls1_gamma, fast);
+    const at::Tensor hidden = norm_linear(x, feed_forward.rows, norm2_weight, norm2_bias, in_weight, in_bias, fast);
+    x = add_linear(x, feed_forward.rows, swiglu ? Activation::swiglu : Activation::gelu, hidden, out_weight, out_bias,
+                   ls2_gamma, fast);
   }
 };
 
@@ -105,8 +101,8 @@ VisionTransformer::VisionTransformer(const VitConfig& config) : config_(config) 
     throw core::UsageError(fmt::format("student.embed_dim {} is not a multiple of student.num_heads {}.",
                                        config.embed_dim, config.num_heads));
   if (config.image_size % config.patch_size != 0)
-    throw core::UsageError(fmt::format("The image size {} is not a multiple of the patch size {}.", config.image_size,
-                                       config.patch_size));
+    throw core::UsageError(
+        fmt::format("The image size {} is not a multiple of the patch size {}.", config.image_size, config.patch_size));
   const std::int64_t dim = config.embed_dim, hidden = config.hidden_dim();
   const std::int64_t patches = static_cast<std::int64_t>(config.grid()) * config.grid();
   cls_token_ = at::zeros({1, 1, dim});
@@ -180,10 +176,8 @@ at::Tensor VisionTransformer::positions(std::int64_t height, std::int64_t width)
   if (height == grid && width == grid) return pos_embed_;
   const std::int64_t dim = config_.embed_dim;
   const at::Tensor cls = pos_embed_.narrow(1, 0, 1);
-  const at::Tensor square = pos_embed_.narrow(1, 1, grid * grid)
-                                .to(at::kFloat)
-                                .view({1, grid, grid, dim})
-                                .permute({0, 3, 1, 2});
+  const at::Tensor square =
+      pos_embed_.narrow(1, 1, grid * grid).to(at::kFloat).view({1, grid, grid, dim}).permute({0, 3, 1, 2});
   // With an offset the sampling grid follows the given scale, not the ratio of sizes (facts 1.4); without, the sizes.
   std::optional<double> scale_h, scale_w;
   if (config_.interpolate_offset != 0) {
@@ -203,10 +197,12 @@ at::Tensor VisionTransformer::embed(const at::Tensor& images, const at::Tensor& 
                                        images.size(2), images.size(3), patch));
   const std::int64_t height = images.size(2) / patch, width = images.size(3) / patch;
   // A convolution whose stride is its kernel is a matrix product over patches.
-  const at::Tensor pixels = images.view({batch, 3, height, patch, width, patch})
+  const at::Tensor pixels = images.to(patch_weight_.options())
+                                .view({batch, 3, height, patch, width, patch})
                                 .permute({0, 2, 4, 1, 3, 5})
                                 .reshape({batch, height * width, 3 * patch * patch});
-  at::Tensor x = linear(pixels, patch_weight_.view({dim, 3 * patch * patch}), patch_bias_, fast_products_);  // [B, N, D]
+  at::Tensor x =
+      linear(pixels, patch_weight_.view({dim, 3 * patch * patch}), patch_bias_, fast_products_);  // [B, N, D]
   if (masks.defined()) x = at::where(masks.unsqueeze(-1), mask_token_.unsqueeze(0).to(x.dtype()), x);
   x = at::cat({cls_token_.expand({batch, 1, dim}), x}, 1) + positions(height, width);
   if (config_.num_register_tokens > 0)
@@ -234,7 +230,7 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
     total += extents.back().rows();
     embedded.push_back(x.flatten(0, 1));
   }
-  at::Tensor x = embedded.size() == 1 ? embedded.front() : at::cat(embedded);  // [T, D]
+  at::Tensor x = at::cat(embedded);  // [T, D]; a copy of a single one too, as blocks work in place
 
   const auto select = [&](std::size_t branch) {
     Selection selection;
@@ -253,25 +249,20 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
       selection.extents.push_back({kept.size(0), e.tokens, begin});
       begin += selection.extents.back().rows();
       rows.push_back((kept.unsqueeze(1) * e.tokens + at::arange(e.tokens, kept.options()) + e.begin).flatten());
-      scales.push_back(at::full({rows.back().size(0), 1},
-                                static_cast<double>(e.batch) / static_cast<double>(kept.size(0)), x.options()));
+      scales.push_back(at::full({rows.back().size(0)}, static_cast<double>(e.batch) / static_cast<double>(kept.size(0)),
+                                x.options().dtype(at::kFloat)));
     }
-    selection.rows = at::cat(rows);
-    selection.scale = at::cat(scales);
+    selection.rows = {at::cat(rows), at::cat(scales)};
     return selection;
   };
-  const auto add_branch = [&x](const Selection& selection, at::Tensor branch, const at::Tensor& gamma) {
-    if (gamma.defined()) branch = branch * gamma;
-    x = selection.rows.defined() ? x.index_add(0, selection.rows, branch * selection.scale) : x + branch;
-  };
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const Block& block = blocks_[i];
-    const Selection attention = select(2 * i);
-    add_branch(attention,
-               block.attention(attention.rows.defined() ? x.index_select(0, attention.rows) : x, attention.extents, fast_products_),
-               block.ls1_gamma);
-    const Selection ffn = select(2 * i + 1);
-    add_branch(ffn, block.feed_forward(ffn.rows.defined() ? x.index_select(0, ffn.rows) : x, fast_products_), block.ls2_gamma);
+    const auto block = [this, i, attention = select(2 * i), ffn = select(2 * i + 1)](at::Tensor tokens) {
+      blocks_[i].apply(tokens, attention, ffn, fast_products_);
+      return tokens;
+    };
+    x = checkpoint_activations_ && x.requires_grad()
+            ? recompute([block](const at::Tensor& tokens) { return block(tokens.clone()); }, x)
+            : block(std::move(x));
   }
 
   x = at::layer_norm(x, {config_.embed_dim}, norm_weight_, norm_bias_, kNormEps);
@@ -284,16 +275,11 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
 std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& images, int n) const {
   at::Tensor x = embed(images, {});
   const std::int64_t batch = x.size(0), tokens = x.size(1), dim = config_.embed_dim;
-  const std::vector<Extent> extents{{batch, tokens, 0}};
-  x = x.flatten(0, 1);
+  const Selection all{{{batch, tokens, 0}}, {}};
+  x = x.flatten(0, 1).clone();
   std::vector<VitOutput> outputs;
-  const auto scaled = [](const at::Tensor& branch, const at::Tensor& gamma) {
-    return gamma.defined() ? branch * gamma : branch;
-  };
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const Block& block = blocks_[i];
-    x = x + scaled(block.attention(x, extents, fast_products_), block.ls1_gamma);
-    x = x + scaled(block.feed_forward(x, fast_products_), block.ls2_gamma);
+    blocks_[i].apply(x, all, all, fast_products_);
     if (i + static_cast<std::size_t>(n) >= blocks_.size())
       outputs.push_back(split(at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps).view({batch, tokens, dim})));
   }

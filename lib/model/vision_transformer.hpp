@@ -16,12 +16,12 @@ struct VitConfig {
   double mlp_ratio = 4.0;
   bool swiglu = false;
   int num_register_tokens = 0;
-  double layer_scale = 1e-5;         ///< initial gamma; 0 = no LayerScale
+  double layer_scale = 1e-5;  ///< initial gamma; 0 = no LayerScale
   bool interpolate_antialias = false;
-  double interpolate_offset = 0.1;   ///< 0 = resize positions by exact size
+  double interpolate_offset = 0.1;  ///< 0 = resize positions by exact size
 
   int grid() const noexcept { return image_size / patch_size; }  ///< patches a side at image_size
-  int hidden_dim() const noexcept;                                ///< of the feed-forward (SwiGLU: rounded 2/3)
+  int hidden_dim() const noexcept;                               ///< of the feed-forward (SwiGLU: rounded 2/3)
 };
 
 /// vit_tiny, vit_small, vit_base, vit_large, vit_giant2 ("" is an error: core::UsageError listing the names).
@@ -37,7 +37,7 @@ struct VitOutput {
 
 /// One crop resolution of a packed forward.
 struct VitInput {
-  at::Tensor images;  // [B, 3, H, W], H and W multiples of the patch size
+  at::Tensor images;  // [B, 3, H, W], H and W multiples of the patch size; moved to the weights' type and device
   at::Tensor masks;   // bool [B, N] or undefined
   /// Rows kept by stochastic depth, in order: block 0 attention, block 0 ffn, block 1 attention, ...; each i64 [k]
   /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth). Empty: all rows.
@@ -59,6 +59,8 @@ class VisionTransformer {
 
   /// See model::linear(); off at first.
   void set_fast_products(bool fast) noexcept { fast_products_ = fast; }
+  /// Of each block only the input is kept for the backward pass, which computes it again; off at first.
+  void set_checkpoint_activations(bool checkpoint) noexcept { checkpoint_activations_ = checkpoint; }
 
   VitOutput forward(const at::Tensor& images, const at::Tensor& masks = {}) const;
   /// Several crop resolutions in one pass over packed tokens; equal to separate forwards.
@@ -78,6 +80,7 @@ class VisionTransformer {
   std::vector<Block> blocks_;
   at::Tensor norm_weight_, norm_bias_;
   bool fast_products_ = false;
+  bool checkpoint_activations_ = false;
 };
 
 }  // namespace allosaur::model

@@ -1,6 +1,7 @@
 #include "model/weights.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <span>
@@ -27,7 +28,8 @@ VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where
   const auto need = [&](const std::string& name) -> const at::Tensor& {
     const auto found = by_name.find(name);
     if (found == by_name.end())
-      throw core::StorageError(fmt::format("{} holds no tensor \"{}\": it is not a DINOv2 vision transformer.", where, name));
+      throw core::StorageError(
+          fmt::format("{} holds no tensor \"{}\": it is not a DINOv2 vision transformer.", where, name));
     return found->second;
   };
   VitConfig config;
@@ -58,16 +60,11 @@ std::unique_ptr<VisionTransformer> from_checkpoint(const std::filesystem::path& 
   const io::ShardedReader reader(folder / kCheckpointFile);
   auto backbone = std::make_unique<VisionTransformer>(vit_from_json(reader.text_attribute(kVitAttribute)));
   io::NamedTensors tensors;
-  const auto layout = nlohmann::json::parse(reader.text_attribute(kLayoutAttribute));
-  for (const auto& [array, entries] : layout.items()) {
-    const at::Tensor flat = reader.read(array);
-    for (const auto& entry : entries) {
-      const auto shape = entry.at(1).get<std::vector<std::int64_t>>();
-      std::int64_t count = 1;
-      for (const std::int64_t size : shape) count *= size;
-      tensors.emplace_back(entry.at(0).get<std::string>(),
-                           flat.narrow(0, entry.at(2).get<std::int64_t>(), count).view(shape));
-    }
+  for (const Placement& place : placements_from_json(reader.text_attribute(kLayoutAttribute))) {
+    if (!place.array.starts_with("teacher.backbone.")) continue;
+    std::int64_t count = 1;
+    for (const std::int64_t size : place.shape) count *= size;
+    tensors.emplace_back(place.name, reader.read(place.array, place.offset, count).view(place.shape));
   }
   assign(backbone->parameters(), backbone_tensors(tensors), folder.string());
   return backbone;
@@ -124,15 +121,17 @@ void assign(const std::vector<Parameter>& parameters, const io::NamedTensors& so
       parameter.tensor->copy_(found->second);
     else
       problems.push_back(fmt::format("\"{}\" has shape [{}] instead of [{}]", parameter.name,
-                                     fmt::join(found->second.sizes(), ", "), fmt::join(parameter.tensor->sizes(), ", ")));
+                                     fmt::join(found->second.sizes(), ", "),
+                                     fmt::join(parameter.tensor->sizes(), ", ")));
     by_name.erase(found);
   }
   for (const auto& [name, tensor] : by_name) problems.push_back(fmt::format("\"{}\" is not part of the network", name));
   if (problems.empty()) return;
   const std::size_t shown = std::min<std::size_t>(problems.size(), 8);
-  throw core::StorageError(fmt::format("{} does not fit the network: {}{}.", where,
-                                       fmt::join(problems.begin(), problems.begin() + static_cast<std::ptrdiff_t>(shown), "; "),
-                                       shown < problems.size() ? fmt::format("; and {} more", problems.size() - shown) : ""));
+  throw core::StorageError(
+      fmt::format("{} does not fit the network: {}{}.", where,
+                  fmt::join(problems.begin(), problems.begin() + static_cast<std::ptrdiff_t>(shown), "; "),
+                  shown < problems.size() ? fmt::format("; and {} more", problems.size() - shown) : ""));
 }
 
 std::string to_json(const VitConfig& c) {
@@ -175,6 +174,31 @@ std::string to_json(const std::vector<Placement>& layout) {
   nlohmann::json json = nlohmann::json::object();
   for (const Placement& place : layout) json[place.array].push_back({place.name, place.shape, place.offset});
   return json.dump();
+}
+
+std::vector<Placement> placements_from_json(const std::string& text) {
+  try {
+    std::vector<Placement> layout;
+    const auto json = nlohmann::json::parse(text);
+    for (const auto& [array, entries] : json.items())
+      for (const auto& entry : entries) layout.push_back({array, entry.at(0), entry.at(1), entry.at(2)});
+    return layout;
+  } catch (const nlohmann::json::exception& error) {
+    throw core::StorageError(fmt::format("The checkpoint's layout is damaged ({}).", error.what()));
+  }
+}
+
+void resize_positions(io::NamedTensors& tensors, const std::string& prefix, const VitConfig& config) {
+  const auto found = std::ranges::find(tensors, prefix + "pos_embed", &io::NamedTensors::value_type::first);
+  if (found == tensors.end() || found->second.dim() != 3) return;  // assign() says so
+  const std::int64_t grid = config.grid(), patches = found->second.size(1) - 1, dim = found->second.size(2);
+  const std::int64_t side = std::lround(std::sqrt(static_cast<double>(patches)));
+  if (side == grid || side * side != patches) return;
+  const at::Tensor square =
+      found->second.narrow(1, 1, patches).to(at::kFloat).view({1, side, side, dim}).permute({0, 3, 1, 2});
+  const at::Tensor resized =
+      at::upsample_bicubic2d(square, {grid, grid}, false).permute({0, 2, 3, 1}).reshape({1, grid * grid, dim});
+  found->second = at::cat({found->second.narrow(1, 0, 1).to(at::kFloat), resized}, 1);
 }
 
 io::NamedTensors backbone_tensors(const io::NamedTensors& tensors) {

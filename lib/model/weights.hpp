@@ -10,10 +10,10 @@
 
 namespace allosaur::model {
 
-/// Loads a backbone from a file of weights: `.safetensors` (ours, or an official or training state_dict converted), or the
-/// folder of one of our checkpoints (the teacher). The shape of the network is read from the file's metadata where present,
-/// else from its tensors (heads of 64 dimensions, as all published models). Strict: a missing, unknown or ill-shaped tensor
-/// is a core::StorageError naming it.
+/// Loads a backbone from a file of weights: `.safetensors` (ours, or an official or training state_dict converted), or
+/// the folder of one of our checkpoints (the teacher). The shape of the network is read from the file's metadata where
+/// present, else from its tensors (heads of 64 dimensions, as all published models). Strict: a missing, unknown or
+/// ill-shaped tensor is a core::StorageError naming it.
 std::unique_ptr<VisionTransformer> load_backbone(const std::filesystem::path& file);
 
 /// A backbone at its initial values: a pure function of (config, seed), the same as pretraining starts from.
@@ -28,21 +28,27 @@ std::string fingerprint(VisionTransformer& backbone);
 /// Copies `source` into `parameters` by name. Throws core::StorageError listing what is missing, unknown or ill-shaped.
 void assign(const std::vector<Parameter>& parameters, const io::NamedTensors& source, const std::string& where);
 
+/// Resizes `<prefix>pos_embed` among the tensors to the grid of `config` where that is another one (bicubic, by size).
+void resize_positions(io::NamedTensors& tensors, const std::string& prefix, const VitConfig& config);
+
 /// The configuration as JSON text, as it is stored in weight files and checkpoints, and back.
 std::string to_json(const VitConfig& config);
 VitConfig vit_from_json(const std::string& text);
 
-/// Turns the names of a backbone found in official or training state_dicts into the flat official ones: picks the teacher
-/// where there are two networks, drops `module.`, `teacher.`, `backbone.`, drops heads, and unfolds `blocks.<chunk>.<i>.`.
+/// Turns the names of a backbone found in official or training state_dicts into the flat official ones: picks the
+/// teacher where there are two networks, drops `module.`, `teacher.`, `backbone.`, drops heads, and unfolds
+/// `blocks.<chunk>.<i>.`.
 io::NamedTensors backbone_tensors(const io::NamedTensors& tensors);
 
-/// Where each parameter of a sharded network lies in a checkpoint: JSON text {"array": [["name", [shape], offset], ...]}.
+/// Where each parameter of a sharded network lies in a checkpoint: JSON text {"array": [["name", [shape], offset],
+/// ...]}.
 struct Placement {
   std::string array, name;
   std::vector<std::int64_t> shape;
   std::int64_t offset;  // elements from the start of the array
 };
 std::string to_json(const std::vector<Placement>& layout);
+std::vector<Placement> placements_from_json(const std::string& text);
 
 /// File of a checkpoint folder that holds everything, and the attributes in it that describe the network.
 inline constexpr const char* kCheckpointFile = "state.h5";

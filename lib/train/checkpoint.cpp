@@ -1,11 +1,17 @@
 #include "train/checkpoint.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
@@ -16,9 +22,14 @@
 namespace allosaur::train {
 
 namespace {
+
 constexpr const char* kIteration = "iteration";
 constexpr const char* kDinoCenter = "dino_center";
 constexpr const char* kIbotCenter = "ibot_center";
+constexpr const char* kTrainer = "trainer";  // loss scale, steady updates, updates
+constexpr const char* kNetwork = "network";  // shape of heads, beside the backbone's
+
+using json = nlohmann::json;
 
 std::vector<model::Placement> teacher_layout(const Units& units) {
   std::vector<model::Placement> layout;
@@ -26,18 +37,31 @@ std::vector<model::Placement> teacher_layout(const Units& units) {
     layout.push_back({"teacher." + place.unit, place.name, place.shape, place.offset});
   return layout;
 }
-}  // namespace
 
-Checkpoints::Checkpoints(comm::Communicator& group, std::filesystem::path directory, core::Log& log)
-    : group_(group), directory_(std::move(directory)), log_(log) {
-  comm::coordinate(group_, [&] { core::make_directory(directory_); });
+json head_json(const model::HeadConfig& head) {
+  return {{"hidden_dim", head.hidden_dim},
+          {"bottleneck_dim", head.bottleneck_dim},
+          {"layers", head.layers},
+          {"prototypes", head.prototypes}};
 }
 
-std::filesystem::path Checkpoints::folder(std::int64_t iteration) const { return directory_ / fmt::format("{:07}", iteration); }
+model::HeadConfig head_config(const json& head, int in_dim) {
+  return {.in_dim = in_dim,
+          .hidden_dim = head.at("hidden_dim"),
+          .bottleneck_dim = head.at("bottleneck_dim"),
+          .layers = head.at("layers"),
+          .prototypes = head.at("prototypes")};
+}
 
-std::vector<std::int64_t> Checkpoints::list() const {
+std::string network_text(const NetworkConfig& config) {
+  json text{{"dino_head", head_json(config.dino_head)}};
+  if (config.separate_ibot_head) text["ibot_head"] = head_json(config.ibot_head);
+  return text.dump();
+}
+
+std::vector<std::int64_t> published(const std::filesystem::path& directory) {
   std::vector<std::int64_t> iterations;
-  for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     const std::string name = entry.path().filename().string();
     std::int64_t iteration = 0;
     const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), iteration);
@@ -48,38 +72,152 @@ std::vector<std::int64_t> Checkpoints::list() const {
   return iterations;
 }
 
-void Checkpoints::save(std::int64_t iteration, const TrainConfig& config, Units& units, Centers& centers) {
-  comm::coordinate(group_, [&] { core::make_directory(folder(iteration)); });
-  io::ShardedWriter writer(group_, folder(iteration) / model::kCheckpointFile);
-  comm::coordinate(group_, [&] {
-    for (const Units::Slice& slice : units.slices()) writer.write(slice.name, slice.values.to(at::kCPU).contiguous());
-    for (const auto& [name, center] : {std::pair{kDinoCenter, &centers.dino}, std::pair{kIbotCenter, &centers.ibot}}) {
-      const at::Tensor state = center->state().to(at::kCPU);  // the same on all ranks: rank 0 writes it
-      writer.write(name, group_.rank() == 0 ? state : state.narrow(0, 0, 0));
-    }
-  });
-  writer.set_attribute(kIteration, iteration);
-  writer.set_attribute(model::kVitAttribute, model::to_json(config.network.backbone));
-  writer.set_attribute(model::kLayoutAttribute, model::to_json(teacher_layout(units)));
-  writer.publish();
-  prune(config);
+std::filesystem::path folder_of(const std::filesystem::path& directory, std::int64_t iteration) {
+  return directory / fmt::format("{:07}", iteration);
 }
 
-void Checkpoints::prune(const TrainConfig& config) {
-  comm::coordinate(group_, [&] {
-    if (group_.rank() != 0) return;
-    const std::vector<std::int64_t> iterations = list();
-    for (std::size_t i = 0; i + static_cast<std::size_t>(config.keep_last) < iterations.size(); ++i) {
-      const std::int64_t iteration = iterations[i];
-      if (iteration == 0 || (config.keep_every > 0 && iteration % config.keep_every == 0)) continue;
-      std::error_code ignored;  // a folder that cannot be removed now is removed next time
-      std::filesystem::remove(folder(iteration) / model::kCheckpointFile, ignored);  // first: no longer a checkpoint
-      std::filesystem::remove_all(folder(iteration), ignored);
-    }
-  });
+/// Removes the checkpoints that are not kept.
+void prune(const std::filesystem::path& directory, std::int64_t keep_last, std::int64_t keep_every) {
+  const std::vector<std::int64_t> iterations = published(directory);
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep_last) < iterations.size(); ++i) {
+    const std::int64_t iteration = iterations[i];
+    if (iteration == 0 || (keep_every > 0 && iteration % keep_every == 0)) continue;
+    const std::filesystem::path folder = folder_of(directory, iteration);
+    std::error_code ignored;  // a folder that cannot be removed now is removed next time
+    std::filesystem::remove(folder / model::kCheckpointFile, ignored);  // first: no longer a checkpoint
+    std::filesystem::remove_all(folder, ignored);
+  }
 }
 
-std::optional<std::int64_t> Checkpoints::restore(Units& units, Centers& centers) {
+/// Everything of one checkpoint, in host memory.
+struct Snapshot {
+  std::filesystem::path folder;
+  std::vector<std::pair<std::string, at::Tensor>> arrays;
+  std::int64_t iteration, keep_last, keep_every;
+  std::string backbone, layout, network;
+};
+
+}  // namespace
+
+/// The thread that writes, and what it shares with the training loop.
+struct Checkpoints::Writer {
+  explicit Writer(std::unique_ptr<comm::Communicator> own) : group(std::move(own)) {}
+
+  std::unique_ptr<comm::Communicator> group;
+  std::thread thread;
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool busy = false;
+  std::exception_ptr error;
+  std::atomic<bool> failed = false;
+
+  void write(const Snapshot& snapshot) const {
+    comm::coordinate(*group, [&] { core::make_directory(snapshot.folder); });
+    io::ShardedWriter writer(*group, snapshot.folder / model::kCheckpointFile);
+    comm::coordinate(*group, [&] {
+      for (const auto& [name, values] : snapshot.arrays) writer.write(name, values);
+    });
+    writer.set_attribute(kIteration, snapshot.iteration);
+    writer.set_attribute(model::kVitAttribute, snapshot.backbone);
+    writer.set_attribute(model::kLayoutAttribute, snapshot.layout);
+    writer.set_attribute(kNetwork, snapshot.network);
+    writer.publish();
+    comm::coordinate(*group, [&] {
+      if (group->rank() == 0) prune(snapshot.folder.parent_path(), snapshot.keep_last, snapshot.keep_every);
+    });
+  }
+
+  static void start(const std::shared_ptr<Writer>& self, Snapshot snapshot) {
+    self->busy = true;
+    self->thread = std::thread([self, snapshot = std::move(snapshot)] {
+      std::exception_ptr error;
+      try {
+        self->write(snapshot);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      const std::lock_guard lock(self->mutex);
+      self->error = error;
+      self->failed = error != nullptr;
+      self->busy = false;
+      self->changed.notify_all();
+    });
+  }
+};
+
+Checkpoints::Checkpoints(comm::Communicator& group, std::filesystem::path directory, core::Log& log)
+    : group_(group),
+      directory_(std::move(directory)),
+      log_(log),
+      writer_(std::make_shared<Writer>(group.split(0, group.rank()))) {
+  comm::coordinate(group_, [&] { core::make_directory(directory_); });
+}
+
+Checkpoints::~Checkpoints() {
+  if (!writer_->thread.joinable()) return;
+  if (std::uncaught_exceptions() > 0) {
+    // The others may be gone, and writing then never ends.
+    std::unique_lock lock(writer_->mutex);
+    if (!writer_->changed.wait_for(lock, std::chrono::seconds(8), [&] { return !writer_->busy; })) {
+      writer_->thread.detach();
+      return;
+    }
+  }
+  writer_->thread.join();
+}
+
+bool Checkpoints::failed() const noexcept {
+  return writer_->failed;
+}
+
+void Checkpoints::finish() {
+  if (!writer_->thread.joinable()) return;
+  writer_->thread.join();
+  const std::exception_ptr error = std::exchange(writer_->error, nullptr);
+  writer_->failed = false;
+  comm::coordinate(group_, [&] {
+    if (!error) return;
+    try {
+      std::rethrow_exception(error);
+    } catch (const core::PeerError&) {
+      // The rank where it went wrong says so itself.
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+std::filesystem::path Checkpoints::folder(std::int64_t iteration) const {
+  return folder_of(directory_, iteration);
+}
+
+std::vector<std::int64_t> Checkpoints::list() const {
+  return published(directory_);
+}
+
+void Checkpoints::save(std::int64_t iteration, const TrainConfig& config, Units& units, TrainerState& state) {
+  finish();
+  Snapshot snapshot{folder(iteration),
+                    {},
+                    iteration,
+                    config.keep_last,
+                    config.keep_every,
+                    model::to_json(config.network.backbone),
+                    model::to_json(teacher_layout(units)),
+                    network_text(config.network)};
+  for (const Units::Slice& slice : units.slices())
+    snapshot.arrays.emplace_back(slice.name, slice.values.to(at::kCPU, at::kFloat, false, /*copy=*/true).contiguous());
+  const auto alike = [&](const char* name, const at::Tensor& values) {  // on all ranks: rank 0 writes it
+    const at::Tensor host = values.to(at::kCPU);
+    snapshot.arrays.emplace_back(name, group_.rank() == 0 ? host : host.narrow(0, 0, 0));
+  };
+  alike(kDinoCenter, state.dino.state());
+  alike(kIbotCenter, state.ibot.state());
+  alike(kTrainer, at::tensor({state.loss_scale, static_cast<double>(state.steady), static_cast<double>(state.updates)},
+                             at::kDouble));
+  Writer::start(writer_, std::move(snapshot));
+}
+
+std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& state) {
   const at::NoGradGuard no_grad;
   std::vector<std::int64_t> iterations = list();
   // One rank may see a folder that another, on a slower file system, does not see yet: rank 0's list counts.
@@ -99,22 +237,74 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, Centers& centers)
           at::Tensor values = slice.values;
           if (values.numel() > 0) values.copy_(reader.read(slice.name, slice.first, values.numel()));
         }
-        centers.dino.restore(reader.read(kDinoCenter));
-        centers.ibot.restore(reader.read(kIbotCenter));
+        state.dino.restore(reader.read(kDinoCenter));
+        state.ibot.restore(reader.read(kIbotCenter));
+        const at::Tensor trainer = reader.read(kTrainer);
+        state.loss_scale = trainer[0].item<double>();
+        state.steady = trainer[1].item<std::int64_t>();
+        state.updates = trainer[2].item<std::int64_t>();
         if (reader.integer_attribute(kIteration) != *iteration)
-          throw core::StorageError(fmt::format("{} says that it is of another iteration.", folder(*iteration).string()));
+          throw core::StorageError(
+              fmt::format("{} says that it is of another iteration.", folder(*iteration).string()));
       });
       units.gather_weights();
       return *iteration;
     } catch (const core::Error& error) {
       last_problem = error.what();
-      log_.warning("The checkpoint of iteration {} cannot be used: {} Trying the one before.", *iteration, error.what());
+      log_.warning("The checkpoint of iteration {} cannot be used: {} Trying the one before.", *iteration,
+                   error.what());
     }
   }
   if (!iterations.empty())
     throw core::StorageError(fmt::format("No checkpoint in {} can be read; the oldest: {} Remove them to start afresh.",
                                          directory_.string(), last_problem));
   return std::nullopt;
+}
+
+namespace {
+
+/// One network of a checkpoint (`student` or `teacher`) as named tensors.
+io::NamedTensors read_network(const io::ShardedReader& reader, const std::string& which) {
+  io::NamedTensors tensors;
+  for (const model::Placement& place : model::placements_from_json(reader.text_attribute(model::kLayoutAttribute))) {
+    std::int64_t count = 1;
+    for (const std::int64_t size : place.shape) count *= size;
+    const std::string array = which + place.array.substr(std::string("teacher").size());
+    tensors.emplace_back(place.name, reader.read(array, place.offset, count).view(place.shape));
+  }
+  return tensors;
+}
+
+void fill(Network& network, io::NamedTensors tensors, const std::string& where) {
+  std::vector<model::Parameter> parameters;
+  for (const NetworkParameter& p : network.parameters()) {
+    parameters.push_back(p.parameter);
+    parameters.back().name = p.name();
+  }
+  model::resize_positions(tensors, "backbone.", network.config().backbone);
+  model::assign(parameters, tensors, where);
+}
+
+}  // namespace
+
+void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
+  const io::ShardedReader reader(folder / model::kCheckpointFile);
+  fill(student, read_network(reader, "student"), folder.string());
+  fill(teacher, read_network(reader, "teacher"), folder.string());
+}
+
+std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool fast_products) {
+  const io::ShardedReader reader(folder / model::kCheckpointFile);
+  const json heads = json::parse(reader.text_attribute(kNetwork));
+  NetworkConfig config;
+  config.fast_products = fast_products;
+  config.backbone = model::vit_from_json(reader.text_attribute(model::kVitAttribute));
+  config.dino_head = config.ibot_head = head_config(heads.at("dino_head"), config.backbone.embed_dim);
+  config.separate_ibot_head = heads.contains("ibot_head");
+  if (config.separate_ibot_head) config.ibot_head = head_config(heads.at("ibot_head"), config.backbone.embed_dim);
+  auto network = std::make_unique<Network>(config);
+  fill(*network, read_network(reader, "teacher"), folder.string());
+  return network;
 }
 
 }  // namespace allosaur::train

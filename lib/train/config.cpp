@@ -30,6 +30,13 @@ std::int64_t positive(const core::Options& options, const char* key) {
   return value;
 }
 
+Precision precision(const std::string& name) {
+  if (name == "float32") return Precision::float32;
+  if (name == "bfloat16") return Precision::bfloat16;
+  if (name == "float16") return Precision::float16;
+  throw core::UsageError(fmt::format("train.precision is \"{}\"; it must be float32, bfloat16 or float16.", name));
+}
+
 /// Two numbers, low <= high.
 std::pair<double, double> range(const core::Options& options, const char* key) {
   const Numbers& values = options.get<Numbers>(key);
@@ -60,8 +67,8 @@ model::VitConfig backbone_config(const core::Options& options) {
   vit.interpolate_offset = options.number("student.interpolate_offset");
   for (const char* key : {"crops.global_crops_size", "crops.local_crops_size"})
     if (options.integer(key) % vit.patch_size != 0)
-      throw core::UsageError(fmt::format("{} is {}, not a multiple of student.patch_size {}.", key, options.integer(key),
-                                         vit.patch_size));
+      throw core::UsageError(
+          fmt::format("{} is {}, not a multiple of student.patch_size {}.", key, options.integer(key), vit.patch_size));
   return vit;
 }
 
@@ -80,10 +87,12 @@ model::HeadConfig head_config(const core::Options& options, const std::string& p
 void declare_options(core::Options& o) {
   o.section("Pretraining: data");
   o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards");
-  o.add("train.batch_size", std::int64_t{0}, "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
+  o.add("train.batch_size", std::int64_t{0},
+        "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
   o.add("train.batch_size_per_gpu", std::int64_t{64},
         "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them");
-  o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads", OptionKind::free);
+  o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads",
+        OptionKind::free);
   o.add("train.seed", std::int64_t{0}, "Seed of everything random");
   o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops");
   o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops");
@@ -106,7 +115,15 @@ void declare_options(core::Options& o) {
   o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens");
   o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
   o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size");
-  o.add("student.pretrained_weights", std::string(), "Backbone weights to start from (.safetensors or a checkpoint folder)");
+  o.add("student.pretrained_weights", std::string(),
+        "Backbone weights to start from (.safetensors or a checkpoint folder)");
+  o.add(
+      "train.start_from", std::string(),
+      "Checkpoint folder of another run to start from: student, teacher and heads, with a new optimiser and schedules");
+  o.add(
+      "distillation.checkpoint_path", std::string(),
+      "Checkpoint folder whose teacher is distilled: frozen and unmasked, iBOT on all patches; the EMA of the student "
+      "is the result");
 
   o.section("Pretraining: objective");
   for (const std::string head : {"dino", "ibot"}) {
@@ -129,14 +146,17 @@ void declare_options(core::Options& o) {
 
   o.section("Pretraining: optimisation");
   o.add("optim.epochs", 100.0, "Length of the run, in units of train.OFFICIAL_EPOCH_LENGTH iterations");
-  o.add("train.OFFICIAL_EPOCH_LENGTH", std::int64_t{1250}, "Iterations an epoch (a unit only, whatever the size of the data)");
+  o.add("train.OFFICIAL_EPOCH_LENGTH", std::int64_t{1250},
+        "Iterations an epoch (a unit only, whatever the size of the data)");
   o.add("optim.base_lr", 0.004, "Learning rate at the reference batch of 1024");
-  o.add("optim.scaling_rule", std::string("sqrt_wrt_1024"), "sqrt_wrt_1024: base_lr * sqrt(batch / 1024); none: base_lr as it is");
+  o.add("optim.scaling_rule", std::string("sqrt_wrt_1024"),
+        "sqrt_wrt_1024: base_lr * sqrt(batch / 1024); none: base_lr as it is");
   o.add("optim.min_lr", 1e-6, "Learning rate at the end");
   o.add("optim.warmup_epochs", 10.0, "Epochs of linear warm-up");
   o.add("optim.weight_decay", 0.04, "Weight decay at the start");
   o.add("optim.weight_decay_end", 0.4, "... and at the end");
-  o.add("optim.clip_grad", 3.0, "Largest gradient norm of backbone, DINO head and iBOT head, each for itself; 0 = no clipping");
+  o.add("optim.clip_grad", 3.0,
+        "Largest gradient norm of backbone, DINO head and iBOT head, each for itself; 0 = no clipping");
   o.add("optim.freeze_last_layer_epochs", 1.0, "Epochs without learning in the heads' last layer");
   o.add("optim.patch_embed_lr_mult", 0.2, "Learning-rate factor of the patch embedding");
   o.add("optim.layerwise_decay", 0.9, "Learning-rate factor from each block to the one below");
@@ -146,18 +166,34 @@ void declare_options(core::Options& o) {
         "Linear layers on CPUs: highest; medium (factors rounded to bfloat16, sums in float32; needs AMX); auto "
         "(medium where the CPU has AMX)");
 
+  o.add("train.precision", std::string("float32"),
+        "Type of weights, activations and gradients in the networks: float32, bfloat16, or float16 with dynamic loss "
+        "scaling; losses, master weights and optimiser are in float32");
+  o.add("train.micro_batch_size", std::int64_t{0},
+        "Images of a rank that pass through the student at once, gradients adding up; 0 = all of its share",
+        OptionKind::free);
+  o.add("student.checkpoint_activations", false,
+        "Keep only the inputs of the blocks and compute their activations again in backward", OptionKind::free);
+  o.add("train.max_bad_iterations", std::int64_t{3},
+        "Iterations in a row that may be skipped because a loss or gradient is not finite", OptionKind::free);
+
   o.section("Pretraining: checkpoints and log");
   o.add("train.checkpoint_period", std::int64_t{0}, "Iterations between checkpoints; 0 = 3 epochs", OptionKind::free);
-  o.add("train.stop_at", std::int64_t{0}, "Stop after this iteration, with a checkpoint, as if asked to; 0 = at the end",
-        OptionKind::free);
+  o.add("train.stop_at", std::int64_t{0},
+        "Stop after this iteration, with a checkpoint, as if asked to; 0 = at the end", OptionKind::free);
   o.add("train.keep_last", std::int64_t{3}, "Checkpoints to keep", OptionKind::free);
-  o.add("train.keep_every", std::int64_t{0}, "Also keep those at multiples of this iteration; 0 = none", OptionKind::free);
+  o.add("train.keep_every", std::int64_t{0}, "Also keep those at multiples of this iteration; 0 = none",
+        OptionKind::free);
   o.add("train.log_period", std::int64_t{10}, "Iterations between lines of metrics.jsonl", OptionKind::free);
 
   for (const char* network : {"teacher", "student"})
-    for (const char* module : {"backbone", "dino_head", "ibot_head"})
-      o.refuse(fmt::format("compute_precision.{}.{}.sharding_strategy", network, module),
-               "optimiser state is always sharded over all ranks");
+    for (const char* module : {"backbone", "dino_head", "ibot_head"}) {
+      const std::string prefix = fmt::format("compute_precision.{}.{}.", network, module);
+      o.refuse(prefix + "sharding_strategy", "optimiser state is always sharded over all ranks");
+      for (const char* type : {"param_dtype", "reduce_dtype", "buffer_dtype"})
+        o.refuse(prefix + "mixed_precision." + type, "use train.precision");
+    }
+  o.refuse("compute_precision.grad_scaler", "float16 always scales its loss");
   o.refuse("student.block_chunks", "blocks are always sharded one by one");
   o.refuse("train.cache_dataset", "data sets need no cache");
   o.refuse("train.saveckp_freq", "use train.checkpoint_period");
@@ -171,10 +207,16 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.network.separate_ibot_head = o.flag("ibot.separate_head");
   c.network.dino_head = head_config(o, "dino", c.network.backbone.embed_dim);
   c.network.ibot_head = head_config(o, "ibot", c.network.backbone.embed_dim);
+  c.network.checkpoint_activations = o.flag("student.checkpoint_activations");
   c.pretrained_weights = o.text("student.pretrained_weights");
+  c.start_from = o.text("train.start_from");
+  c.distilled_from = o.text("distillation.checkpoint_path");
+  if (!c.pretrained_weights.empty() && !c.start_from.empty())
+    throw core::UsageError("student.pretrained_weights and train.start_from are both given: start from one of them.");
   const int depth = c.network.backbone.depth;
   const double rate = o.number("student.drop_path_rate");
-  if (rate < 0 || rate >= 1) throw core::UsageError(fmt::format("student.drop_path_rate is {}; it must be in [0, 1).", rate));
+  if (rate < 0 || rate >= 1)
+    throw core::UsageError(fmt::format("student.drop_path_rate is {}; it must be in [0, 1).", rate));
   for (int i = 0; i < depth; ++i)
     c.drop_path_rates.push_back(o.flag("student.drop_path_uniform") || depth == 1 ? rate : rate * i / (depth - 1));
 
@@ -183,26 +225,39 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.objective.koleo_weight = o.number("dino.koleo_loss_weight");
   const std::string& centering = o.text("train.centering");
   if (centering != "centering" && centering != "sinkhorn_knopp")
-    throw core::UsageError(fmt::format("train.centering is \"{}\"; it must be centering or sinkhorn_knopp.", centering));
+    throw core::UsageError(
+        fmt::format("train.centering is \"{}\"; it must be centering or sinkhorn_knopp.", centering));
   c.objective.centering = centering == "centering" ? Centering::softmax : Centering::sinkhorn_knopp;
 
-  c.optimizer.beta1 = o.number("optim.adamw_beta1");
-  c.optimizer.beta2 = o.number("optim.adamw_beta2");
-  c.optimizer.clip_grad = o.number("optim.clip_grad");
-  c.optimizer.layerwise_decay = o.number("optim.layerwise_decay");
-  c.optimizer.patch_embed_lr_mult = o.number("optim.patch_embed_lr_mult");
+  OptimizerConfig& optimizer = c.units.optimizer;
+  optimizer.beta1 = o.number("optim.adamw_beta1");
+  optimizer.beta2 = o.number("optim.adamw_beta2");
+  optimizer.clip_grad = o.number("optim.clip_grad");
+  optimizer.layerwise_decay = o.number("optim.layerwise_decay");
+  optimizer.patch_embed_lr_mult = o.number("optim.patch_embed_lr_mult");
+  c.units.precision = precision(o.text("train.precision"));
 
   c.seed = static_cast<std::uint64_t>(o.integer("train.seed"));
   c.group = positive(o, "train.batch_size_per_gpu");
   c.batch_size = o.integer("train.batch_size");
   if (c.batch_size == 0) c.batch_size = c.group * ranks;
   if (c.batch_size < 1 || c.batch_size % ranks != 0)
-    throw core::UsageError(fmt::format("train.batch_size {} cannot be shared by {} ranks: make it a multiple of {}.", c.batch_size,
-                                       ranks, ranks));
+    throw core::UsageError(fmt::format("train.batch_size {} cannot be shared by {} ranks: make it a multiple of {}.",
+                                       c.batch_size, ranks, ranks));
   if (c.batch_size / ranks % c.group != 0)
-    throw core::UsageError(fmt::format("A rank's share of {} images (train.batch_size {} over {} ranks) is not a multiple of "
-                                       "train.batch_size_per_gpu {}, and a group never spans ranks: choose a divisor of {}.",
-                                       c.batch_size / ranks, c.batch_size, ranks, c.group, c.batch_size / ranks));
+    throw core::UsageError(
+        fmt::format("A rank's share of {} images (train.batch_size {} over {} ranks) is not a multiple of "
+                    "train.batch_size_per_gpu {}, and a group never spans ranks: choose a divisor of {}.",
+                    c.batch_size / ranks, c.batch_size, ranks, c.group, c.batch_size / ranks));
+  const std::int64_t share = c.batch_size / ranks;
+  c.micro_batch = o.integer("train.micro_batch_size");
+  if (c.micro_batch == 0) c.micro_batch = share;
+  if (c.micro_batch < 1 || share % c.micro_batch != 0 || c.micro_batch % c.group != 0)
+    throw core::UsageError(
+        fmt::format("train.micro_batch_size {} must divide a rank's share of {} images and be a multiple of "
+                    "train.batch_size_per_gpu {}.",
+                    c.micro_batch, share, c.group));
+  c.units.accumulate = c.micro_batch < share;
 
   data::AugmentConfig& augment = c.loader.augment;
   augment.global_crops_size = c.network.backbone.image_size;
@@ -219,6 +274,10 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   mask.patches_per_side = c.network.backbone.grid();
   mask.sample_probability = o.number("ibot.mask_sample_probability");
   std::tie(mask.ratio_min, mask.ratio_max) = range(o, "ibot.mask_ratio_min_max");
+  if (!c.distilled_from.empty()) {
+    c.objective.mask_input = false;
+    if (rate > 0) throw core::UsageError("Distillation has no stochastic depth: set student.drop_path_rate to 0.");
+  }
   c.loader.seed = c.seed;
   c.loader.global_batch = c.batch_size;
   c.loader.group = c.group;
@@ -230,8 +289,10 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.freeze_last_layer_iterations = iterations("optim.freeze_last_layer_epochs");
   c.warmup_teacher_temperature_iterations = iterations("teacher.warmup_teacher_temp_epochs");
   if (c.iterations < 1 || c.warmup_iterations > c.iterations)
-    throw core::UsageError(fmt::format("optim.epochs gives {} iterations, optim.warmup_epochs {}: the run must be longer than "
-                                       "its warm-up.", c.iterations, c.warmup_iterations));
+    throw core::UsageError(
+        fmt::format("optim.epochs gives {} iterations, optim.warmup_epochs {}: the run must be longer than "
+                    "its warm-up.",
+                    c.iterations, c.warmup_iterations));
   c.lr = o.number("optim.base_lr");
   const std::string& rule = o.text("optim.scaling_rule");
   if (rule == "sqrt_wrt_1024")
@@ -245,19 +306,21 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.final_momentum = o.number("teacher.final_momentum_teacher");
   c.warmup_teacher_temperature = o.number("teacher.warmup_teacher_temp");
   c.teacher_temperature = o.number("teacher.teacher_temp");
-  const std::string& precision = o.text("train.matmul_precision");
-  if (precision != "highest" && precision != "medium" && precision != "auto")
-    throw core::UsageError(fmt::format("train.matmul_precision is \"{}\"; it must be highest, medium or auto.", precision));
+  const std::string& products = o.text("train.matmul_precision");
+  if (products != "highest" && products != "medium" && products != "auto")
+    throw core::UsageError(
+        fmt::format("train.matmul_precision is \"{}\"; it must be highest, medium or auto.", products));
   const bool amx = cpu_has_amx();
-  if (precision == "medium" && !amx)
+  if (products == "medium" && !amx)
     throw core::UsageError("train.matmul_precision is medium, but this CPU has no AMX: say highest, or auto.");
-  c.network.fast_products = precision != "highest" && amx;
+  c.network.fast_products = products != "highest" && amx && c.units.precision == Precision::float32;
   c.checkpoint_period = o.integer("train.checkpoint_period");
   if (c.checkpoint_period == 0) c.checkpoint_period = static_cast<std::int64_t>(3 * epoch);
   c.stop_at = o.integer("train.stop_at");
   c.keep_last = positive(o, "train.keep_last");
   c.keep_every = o.integer("train.keep_every");
   c.log_period = positive(o, "train.log_period");
+  c.max_bad_iterations = o.integer("train.max_bad_iterations");
   return c;
 }
 
@@ -269,8 +332,8 @@ ScheduleValues schedule_at(const TrainConfig& c, std::int64_t iteration) {
   const core::CosineSchedule momentum{.base = c.momentum, .final = c.final_momentum, .total = c.iterations};
   const core::LinearSchedule temperature{c.warmup_teacher_temperature, c.teacher_temperature,
                                          c.warmup_teacher_temperature_iterations};
-  return {lr.value_at(iteration), decay.value_at(iteration), momentum.value_at(iteration), temperature.value_at(iteration),
-          last_layer.value_at(iteration)};
+  return {lr.value_at(iteration), decay.value_at(iteration), momentum.value_at(iteration),
+          temperature.value_at(iteration), last_layer.value_at(iteration)};
 }
 
 }  // namespace allosaur::train

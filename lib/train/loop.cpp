@@ -1,24 +1,29 @@
 #include "train/loop.hpp"
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "comm/coordinate.hpp"
+#include "core/error.hpp"
+#include "model/linear.hpp"
 #include "model/weights.hpp"
+#include "train/plan.hpp"
 
 namespace allosaur::train {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+constexpr std::int64_t kMeasured = 10;  // iterations after which the plan is compared with what was measured
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// The student at its initial values, or with a given backbone; the teacher equal to it.
+/// The student at its initial values, or with given weights; the teacher equal to it, or as a given checkpoint says.
 void initialise(Network& student, Network& teacher, const TrainConfig& config, LoopContext& context) {
   for (const NetworkParameter& parameter : student.parameters())
     model::initialise(parameter.parameter, parameter.prefix, config.seed);
@@ -26,31 +31,66 @@ void initialise(Network& student, Network& teacher, const TrainConfig& config, L
     comm::coordinate(context.group, [&] {
       const auto backbone = model::load_backbone(config.pretrained_weights);
       io::NamedTensors tensors;
-      for (const model::Parameter& parameter : backbone->parameters()) tensors.emplace_back(parameter.name, *parameter.tensor);
+      for (const model::Parameter& parameter : backbone->parameters())
+        tensors.emplace_back(parameter.name, *parameter.tensor);
+      model::resize_positions(tensors, "", config.network.backbone);
       model::assign(student.backbone().parameters(), tensors, config.pretrained_weights);
     });
     context.log.info("The backbone starts from {}, the heads from their initial values.", config.pretrained_weights);
   }
   const auto from = student.parameters(), to = teacher.parameters();
   for (std::size_t i = 0; i < from.size(); ++i) to[i].parameter.tensor->copy_(*from[i].parameter.tensor);
+  if (!config.start_from.empty()) {
+    comm::coordinate(context.group, [&] { start_from_checkpoint(config.start_from, student, teacher); });
+    context.log.info("Student, teacher and heads start from {}; the optimiser starts anew.", config.start_from);
+  }
+}
+
+/// The frozen network to distil, in the compute type on the device.
+std::unique_ptr<Network> frozen_teacher(const TrainConfig& config, LoopContext& context) {
+  auto teacher = comm::coordinate(context.group, [&] {
+    auto network = load_teacher(config.distilled_from, config.network.fast_products);
+    const NetworkConfig &theirs = network->config(), &ours = config.network;
+    const auto refuse = [&](const char* what, const auto& their_value, const auto& our_value) {
+      if (their_value != our_value)
+        throw core::UsageError(fmt::format("The teacher in {} has {} {}, the student {}: they must be the same.",
+                                           config.distilled_from, what, their_value, our_value));
+    };
+    refuse("student.patch_size", theirs.backbone.patch_size, ours.backbone.patch_size);
+    refuse("ibot.separate_head", theirs.separate_ibot_head, ours.separate_ibot_head);
+    refuse("dino.head_n_prototypes", theirs.dino_head.prototypes, ours.dino_head.prototypes);
+    if (ours.separate_ibot_head)
+      refuse("ibot.head_n_prototypes", theirs.ibot_head.prototypes, ours.ibot_head.prototypes);
+    return network;
+  });
+  for (const NetworkParameter& parameter : teacher->parameters())
+    *parameter.parameter.tensor =
+        parameter.parameter.tensor->to(config.units.device, scalar_type(config.units.precision));
+  context.log.info("Distilling the frozen teacher of {}; the result is the EMA of the student.", config.distilled_from);
+  return teacher;
 }
 
 /// Signs of collapse worth a line in the log; each is said once.
 class CollapseWatch {
  public:
-  CollapseWatch(core::Log& log, std::int64_t prototypes) : log_(log), log_prototypes_(std::log(static_cast<double>(prototypes))) {}
+  CollapseWatch(core::Log& log, std::int64_t prototypes)
+      : log_(log), log_prototypes_(std::log(static_cast<double>(prototypes))) {}
   void look(std::int64_t iteration, const StepResult& result) {
     if (iteration < 100) return;  // centring and warm-up have to take hold first
     if (result.targets->marginal < 0.1 * log_prototypes_ && !said_prototypes_) {
       said_prototypes_ = true;
-      log_.warning("Iteration {}: the teacher uses hardly any of its prototypes (entropy of the mean target {:.2f} of {:.2f}); the "
-                   "representation may be collapsing. Look at teacher temperature, centring and learning rate.",
-                   iteration, result.targets->marginal, log_prototypes_);
+      log_.warning(
+          "Iteration {}: the teacher uses hardly any of its prototypes (entropy of the mean target {:.2f} of {:.2f}); "
+          "the "
+          "representation may be collapsing. Look at teacher temperature, centring and learning rate.",
+          iteration, result.targets->marginal, log_prototypes_);
     }
     if (result.feature_rank < 2 && !said_rank_) {
       said_rank_ = true;
-      log_.warning("Iteration {}: the teacher's class tokens use about {:.1f} directions; the representation may be collapsing. "
-                   "Look at learning rate, KoLeo weight and augmentation.", iteration, result.feature_rank);
+      log_.warning(
+          "Iteration {}: the teacher's class tokens use about {:.1f} directions; the representation may be collapsing. "
+          "Look at learning rate, KoLeo weight and augmentation.",
+          iteration, result.feature_rank);
     }
   }
 
@@ -62,42 +102,166 @@ class CollapseWatch {
 
 StepInput assemble(const TrainConfig& config, const data::Batch& batch, std::int64_t iteration, int rank, int ranks) {
   StepInput input;
-  input.global_crops = batch.global_crops;
-  input.local_crops = batch.local_crops;
-  input.masks = batch.masks;
   input.group = config.group;
-  input.iteration = iteration;
-  input.update = iteration + 1;
   input.schedule = schedule_at(config, iteration);
-  const std::int64_t images = config.batch_size / ranks, groups = images / config.group;
-  GroupedRows rows{images, 2, config.group, (iteration * ranks + rank) * groups};
-  input.kept_global = kept_rows(config.drop_path_rates, rows, config.seed, 0);
-  rows.crops = config.loader.augment.local_crops_number;
-  input.kept_local = kept_rows(config.drop_path_rates, rows, config.seed, 1);
+  const std::int64_t images = config.batch_size / ranks, locals = config.loader.augment.local_crops_number;
+  const auto on_device = [&](const at::Tensor& tensor) { return tensor.to(config.units.device); };
+  // Images [first, first + n) of every crop, crop-major.
+  const auto part = [&](const at::Tensor& crops, std::int64_t count, std::int64_t first) {
+    if (config.micro_batch == images || !crops.defined()) return crops;
+    return crops.unflatten(0, {count, images}).narrow(1, first, config.micro_batch).flatten(0, 1);
+  };
+  for (std::int64_t first = 0; first < images; first += config.micro_batch) {
+    MicroBatch micro;
+    micro.global_crops = on_device(part(batch.global_crops, 2, first));
+    if (locals > 0) micro.local_crops = on_device(part(batch.local_crops, locals, first));
+    const at::Tensor masks = part(batch.masks, 2, first);
+    micro.masks = on_device(config.objective.mask_input ? masks : at::ones_like(masks));
+    GroupedRows rows{config.micro_batch, 2, config.group,
+                     (iteration * config.batch_size + rank * images + first) / config.group};
+    micro.kept_global = kept_rows(config.drop_path_rates, rows, config.seed, 0);
+    rows.crops = locals;
+    micro.kept_local = kept_rows(config.drop_path_rates, rows, config.seed, 1);
+    input.batches.push_back(std::move(micro));
+  }
   return input;
+}
+
+/// Iterations whose losses or gradients are not finite: written down with the samples they saw, and too many in a row
+/// end the run.
+class BadIterations {
+ public:
+  BadIterations(LoopContext& context, std::int64_t limit) : context_(context), limit_(limit) {}
+
+  /// Collective, with the same result on all ranks.
+  void look(std::int64_t iteration, const StepResult& step, const std::vector<std::string>& keys) {
+    if (step.verdict == StepVerdict::updated) in_a_row_ = 0;
+    if (step.verdict != StepVerdict::not_finite) return;
+    const std::vector<std::string> samples = context_.group.gather_all(fmt::format("{}", fmt::join(keys, "\n")));
+    const std::string losses =
+        fmt::format("DINO local {:.4g}, DINO global {:.4g}, iBOT {:.4g}, KoLeo {:.4g}; gradient norms {:.4g}",
+                    step.dino_local, step.dino_global, step.ibot, step.koleo, fmt::join(step.gradient_norm, ", "));
+    comm::coordinate(context_.group, [&] {
+      if (context_.metrics)
+        context_.metrics->write(
+            {{"phase", "not_finite"}, {"iteration", iteration}, {"losses", losses}, {"samples", samples}});
+    });
+    ++in_a_row_;
+    context_.log.warning("Iteration {} is not finite and was skipped: {}; metrics.jsonl names its samples.", iteration,
+                         losses);
+    if (in_a_row_ > limit_)
+      throw core::NumericalError(fmt::format(
+          "{} iterations in a row are not finite, the last is {}: {}. Lower optim.base_lr, or look at the images that "
+          "metrics.jsonl names; the last checkpoint is intact.",
+          in_a_row_, iteration, losses));
+  }
+
+ private:
+  LoopContext& context_;
+  std::int64_t limit_, in_a_row_ = 0;
+};
+
+/// Sums over the iterations since the last line of the log.
+struct Window {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start = Clock::now();
+  std::int64_t iterations = 0;
+  double data = 0;  // seconds waiting for the loader
+  StepSeconds step;
+
+  void add(const StepSeconds& s) {
+    ++iterations;
+    step.gather += s.gather;
+    step.teacher += s.teacher;
+    step.forward += s.forward;
+    step.backward += s.backward;
+    step.reduce += s.reduce;
+    step.update += s.update;
+  }
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - start).count(); }
+};
+
+/// Floating-point operations a second of a large product, as the linear layers do it: what utilisation is a share of.
+double matrix_rate(const TrainConfig& config) {
+  const at::NoGradGuard no_grad;
+  const std::int64_t side = config.units.device.is_cuda() ? 8192 : 1024, repeats = 3;
+  const at::Tensor x =
+      at::ones({side, side}, at::TensorOptions(config.units.device).dtype(scalar_type(config.units.precision)));
+  const auto multiply = [&] { return model::linear(x, x, {}, config.network.fast_products); };
+  multiply()[0][0].item<double>();
+  const auto start = Window::Clock::now();
+  for (std::int64_t i = 1; i < repeats; ++i) multiply();
+  multiply()[0][0].item<double>();  // waits for a device
+  const double seconds = std::chrono::duration<double>(Window::Clock::now() - start).count();
+  return 2.0 * static_cast<double>(repeats * side * side * side) / seconds;
+}
+
+double peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) * 1024;
+}
+
+nlohmann::json metrics_line(const TrainConfig& config, std::int64_t iterations, const ScheduleValues& schedule,
+                            const StepResult& step, const Window& window, const Plan& planned, double rate) {
+  const double elapsed = window.elapsed(), count = static_cast<double>(window.iterations);
+  const double work = (planned.teacher.total() + planned.student.total()) * static_cast<double>(planned.images) * count;
+  return {{"iteration", iterations},
+          {"images", iterations * config.batch_size},
+          {"total_loss", step.total},
+          {"dino_local_crops_loss", step.dino_local},
+          {"dino_global_crops_loss", step.dino_global},
+          {"ibot_loss", step.ibot},
+          {"koleo_loss", step.koleo},
+          {"lr", schedule.lr},
+          {"wd", schedule.weight_decay},
+          {"mom", schedule.momentum},
+          {"teacher_temp", schedule.teacher_temperature},
+          {"last_layer_lr", schedule.last_layer_lr},
+          {"loss_scale", step.loss_scale},
+          {"grad_norm_backbone", step.gradient_norm[0]},
+          {"grad_norm_dino_head", step.gradient_norm[1]},
+          {"grad_norm_ibot_head", step.gradient_norm[2]},
+          {"teacher_entropy", step.targets->entropy},
+          {"teacher_marginal_entropy", step.targets->marginal},
+          {"feature_rank", step.feature_rank},
+          {"images_per_second", count * static_cast<double>(config.batch_size) / elapsed},
+          {"data_wait", window.data / elapsed},
+          {"flops_per_second", work / elapsed},  // of one rank
+          {"utilisation", work / elapsed / rate},
+          {"seconds_iteration", elapsed / count},
+          {"seconds_gather", window.step.gather / count},
+          {"seconds_teacher", window.step.teacher / count},
+          {"seconds_forward", window.step.forward / count},
+          {"seconds_backward", window.step.backward / count},
+          {"seconds_reduce", window.step.reduce / count},
+          {"seconds_update", window.step.update / count},
+          {"peak_memory_bytes", peak_memory_bytes()}};
 }
 
 }  // namespace
 
 LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared_ptr<const data::Dataset> dataset) {
   comm::Communicator& group = context.group;
-  Network student(config.network), teacher(config.network);
-  initialise(student, teacher, config, context);
-  Units units(group, student, teacher, config.optimizer);
-  Trainer trainer(group, student, teacher, units, config.objective, config.optimizer);
+  const double memory_before = peak_memory_bytes();
+  Network student(config.network), ema(config.network);
+  initialise(student, ema, config, context);
+  Units units(context.device_group, student, ema, config.units);
+  const std::unique_ptr<Network> frozen = config.distilled_from.empty() ? nullptr : frozen_teacher(config, context);
+  Trainer trainer(group, context.device_group, student, frozen ? *frozen : ema, units, config.objective, config.units);
   Checkpoints checkpoints(group, context.directory / "checkpoints", context.log);
 
   LoopResult result;
   const auto save = [&](std::int64_t iteration) {
-    checkpoints.save(iteration, config, units, trainer.centers());
+    checkpoints.save(iteration, config, units, trainer.state());
     result.checkpoint = checkpoints.folder(iteration);
   };
   const auto evaluate = [&](std::int64_t iteration) {
     if (context.evaluate_period == 0) return;
-    units.wait_for_weights();
-    context.evaluate(iteration, teacher.backbone());
+    units.wait_for_teacher();
+    context.evaluate(iteration, ema.backbone());
   };
-  if (const auto restored = checkpoints.restore(units, trainer.centers())) {
+  if (const auto restored = checkpoints.restore(units, trainer.state())) {
     result.iterations = *restored;
     result.checkpoint = checkpoints.folder(*restored);
     context.log.info("Continuing from the checkpoint of iteration {}.", *restored);
@@ -105,71 +269,75 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
     save(0);  // the network at initialisation, to compare with
     evaluate(0);
   }
-  context.log.info("Pretraining {:.1f} M parameters a network, {} images an iteration on {} ranks, {} of {} iterations to go; "
-                   "linear layers in {}.",
-                   static_cast<double>(units.parameter_count()) * 1e-6, config.batch_size, group.size(),
-                   config.iterations - result.iterations, config.iterations,
-                   config.network.fast_products ? "bfloat16 with float32 sums" : "float32");
+  comm::coordinate(group, [&] {
+    if (context.metrics) context.metrics->show_in_tensorboard(context.directory / "tensorboard", result.iterations);
+  });
+  context.log.info(
+      "Pretraining {:.1f} M parameters a network, {} images an iteration on {} ranks, {} of {} iterations to go; "
+      "linear layers in {}.",
+      static_cast<double>(units.parameter_count()) * 1e-6, config.batch_size, group.size(),
+      config.iterations - result.iterations, config.iterations,
+      config.network.fast_products ? "bfloat16 with float32 sums" : name_of(config.units.precision));
 
+  const Plan planned = plan(config, group.size(), frozen ? &frozen->config() : nullptr);
+  const double rate = matrix_rate(config);
+  context.log.info("{}", describe(planned));
+  context.log.info("Large products run at {:.1f} GFLOP/s on a rank; utilisation is the share of that.", rate * 1e-9);
+
+  const std::int64_t first_iteration = result.iterations, first_bytes = context.device_group.traffic().bytes_sent;
   data::Loader loader(std::move(dataset), config.loader, group.rank(), group.size(), result.iterations);
   core::Progress progress(context.log, "pretrain", config.iterations, "iterations", result.iterations);
   CollapseWatch collapse(context.log, config.network.dino_head.prototypes);
-  double data_seconds = 0;
-  std::int64_t window = 0;
-  Clock::time_point window_start = Clock::now();
+  BadIterations bad(context, config.max_bad_iterations);
+  Window window;
   while (result.iterations < config.iterations && !result.preempted) {
     context.watchdog.feed();
-    const Clock::time_point data_start = Clock::now();
+    const auto data_start = Window::Clock::now();
     const data::Batch batch = loader.next();
-    data_seconds += seconds_since(data_start);
+    window.data += std::chrono::duration<double>(Window::Clock::now() - data_start).count();
 
     const std::int64_t iteration = result.iterations;
     StepInput input = assemble(config, batch, iteration, group.rank(), group.size());
-    input.stop_requested = context.stop.requested();
+    // A checkpoint that could not be written ends the run too: save() below throws what went wrong with it.
+    input.stop_requested = context.stop.requested() || checkpoints.failed();
     input.statistics = iteration % config.log_period == 0 || iteration + 1 == config.iterations;
     const StepResult step = trainer.run(input);
+    bad.look(iteration, step, batch.keys);
     result.iterations = iteration + 1;
-    ++window;
-    result.preempted = (step.stop_requested || result.iterations == config.stop_at) && result.iterations < config.iterations;
+    window.add(step.seconds);
+    if (result.iterations == first_iteration + kMeasured)
+      context.log.info(
+          "Measured over {} iterations: {:.2f} GB of memory beside the {:.2f} GB before (planned {:.2f}); {:.3f} GB "
+          "sent "
+          "an iteration (planned {:.3f}).",
+          kMeasured, (peak_memory_bytes() - memory_before) * 1e-9, memory_before * 1e-9,
+          static_cast<double>(planned.memory.total()) * 1e-9,
+          static_cast<double>(context.device_group.traffic().bytes_sent - first_bytes) * 1e-9 / kMeasured,
+          static_cast<double>(planned.sent.total()) * 1e-9);
+    result.preempted =
+        (step.stop_requested || result.iterations == config.stop_at) && result.iterations < config.iterations;
 
-    if (input.statistics) {
-      const double elapsed = seconds_since(window_start), rate = static_cast<double>(window * config.batch_size) / elapsed;
+    if (input.statistics && step.verdict == StepVerdict::updated) {
       collapse.look(iteration, step);
-      if (context.metrics)
-        context.metrics->write({{"iteration", result.iterations},
-                                {"images", result.iterations * config.batch_size},
-                                {"total_loss", step.total},
-                                {"dino_local_crops_loss", step.dino_local},
-                                {"dino_global_crops_loss", step.dino_global},
-                                {"ibot_loss", step.ibot},
-                                {"koleo_loss", step.koleo},
-                                {"lr", input.schedule.lr},
-                                {"wd", input.schedule.weight_decay},
-                                {"mom", input.schedule.momentum},
-                                {"teacher_temp", input.schedule.teacher_temperature},
-                                {"last_layer_lr", input.schedule.last_layer_lr},
-                                {"grad_norm_backbone", step.gradient_norm[0]},
-                                {"grad_norm_dino_head", step.gradient_norm[1]},
-                                {"grad_norm_ibot_head", step.gradient_norm[2]},
-                                {"teacher_entropy", step.targets->entropy},
-                                {"teacher_marginal_entropy", step.targets->marginal},
-                                {"feature_rank", step.feature_rank},
-                                {"images_per_second", rate},
-                                {"data_wait", data_seconds / elapsed}});
-      progress.update(result.iterations, fmt::format("loss {:.3f}, {:.0f} images/s, data wait {:.0f} %", step.total, rate,
-                                                     100 * data_seconds / elapsed));
-      window = 0;
-      data_seconds = 0;
-      window_start = Clock::now();
+      const nlohmann::json line = metrics_line(config, result.iterations, input.schedule, step, window, planned, rate);
+      if (context.metrics) context.metrics->write(line);
+      progress.update(result.iterations, fmt::format("loss {:.3f}, {:.0f} images/s, data wait {:.0f} %", step.total,
+                                                     line.at("images_per_second").get<double>(),
+                                                     100 * line.at("data_wait").get<double>()));
+      window = {};
     }
     if (result.iterations % config.checkpoint_period == 0 || result.iterations == config.iterations || result.preempted)
       save(result.iterations);
     if (!result.preempted && context.evaluate_period > 0 &&
-        (result.iterations % context.evaluate_period == 0 || result.iterations == config.iterations))
+        (result.iterations % context.evaluate_period == 0 || result.iterations == config.iterations)) {
       evaluate(result.iterations);
+      window = {};
+    }
   }
   progress.finish();
-  units.wait_for_weights();
+  units.wait_for_teacher();
+  units.wait_for_student();
+  checkpoints.finish();
   result.rejected = loader.rejected();
   result.distinct_seen = loader.distinct_seen();
   return result;

@@ -15,23 +15,25 @@ namespace allosaur::train {
 
 /// What the loop needs from outside.
 struct LoopContext {
-  comm::Communicator& group;
+  comm::Communicator& group;         ///< host memory
+  comm::Communicator& device_group;  ///< memory of the device (the same group on CPUs)
   core::Log& log;
   core::MetricsLog* metrics;  ///< rank 0 only
   comm::StopSignal& stop;
   comm::Watchdog& watchdog;
-  std::filesystem::path directory;  ///< of the run; checkpoints go below it
+  std::filesystem::path directory;   ///< of the run; checkpoints go below it
   std::int64_t evaluate_period = 0;  ///< iterations between calls of evaluate; 0 = never
-  /// Collective. Called with the teacher before the first iteration of a fresh run, at multiples of the period and at the end.
+  /// Collective. Called with the teacher before the first iteration of a fresh run, at multiples of the period and at
+  /// the end.
   std::function<void(std::int64_t iteration, const model::VisionTransformer& teacher)> evaluate = {};
 };
 
 struct LoopResult {
-  std::filesystem::path checkpoint;     ///< folder of the last one written or restored
-  bool preempted = false;               ///< stopped on request, with a checkpoint
-  std::int64_t iterations = 0;          ///< done in all
-  std::vector<data::Rejected> rejected; ///< on this rank
-  std::int64_t distinct_seen = 0;       ///< on this rank
+  std::filesystem::path checkpoint;      ///< folder of the last one written or restored
+  bool preempted = false;                ///< stopped on request, with a checkpoint
+  std::int64_t iterations = 0;           ///< done in all
+  std::vector<data::Rejected> rejected;  ///< on this rank
+  std::int64_t distinct_seen = 0;        ///< on this rank
 };
 
 /// Collective. Pretrains from the newest checkpoint, or from the start, to the end of the run or until asked to stop.

@@ -6,6 +6,7 @@ Network::Network(const NetworkConfig& config)
     : config_(config), backbone_(config.backbone), dino_head_(config.dino_head) {
   if (config.separate_ibot_head) ibot_head_ = std::make_unique<model::ProjectionHead>(config.ibot_head);
   backbone_.set_fast_products(config.fast_products);
+  backbone_.set_checkpoint_activations(config.checkpoint_activations);
   dino_head_.set_fast_products(config.fast_products);
   if (ibot_head_) ibot_head_->set_fast_products(config.fast_products);
 }

@@ -16,11 +16,13 @@ struct NetworkConfig {
   model::VitConfig backbone;
   model::HeadConfig dino_head;
   model::HeadConfig ibot_head;
-  bool fast_products = false;       ///< see model::linear()
-  bool separate_ibot_head = false;  ///< false: patches go through the DINO head
+  bool fast_products = false;           ///< see model::linear()
+  bool separate_ibot_head = false;      ///< false: patches go through the DINO head
+  bool checkpoint_activations = false;  ///< see model::VisionTransformer::set_checkpoint_activations()
 };
 
-/// A parameter of a whole network, with its full name ("backbone.blocks.0.norm1.weight") and unit ("backbone.blocks.0").
+/// A parameter of a whole network, with its full name ("backbone.blocks.0.norm1.weight") and unit
+/// ("backbone.blocks.0").
 struct NetworkParameter {
   model::Parameter parameter;  // name without prefix, as the module knows it
   std::string prefix;          // "backbone."

@@ -1,13 +1,13 @@
 #include "train/step.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <fmt/format.h>
 
-#include "core/error.hpp"
 #include "core/random.hpp"
 #include "loss/koleo.hpp"
 
@@ -17,76 +17,134 @@ namespace {
 
 /// exp of the entropy of the spectrum: how many directions the features use (Roy & Vetterli, 2007).
 double effective_rank(const at::Tensor& features) {
-  const at::Tensor centred = (features - features.mean(0)).to(at::kDouble);
+  const at::Tensor values = features.to(at::kDouble), centred = values - values.mean(0);
   const at::Tensor spectrum = at::linalg_eigvalsh(centred.size(0) < centred.size(1) ? at::mm(centred, centred.t())
-                                                                                     : at::mm(centred.t(), centred))
+                                                                                    : at::mm(centred.t(), centred))
                                   .clamp_min(0);
   const at::Tensor p = spectrum / spectrum.sum().clamp_min(1e-300);
   return std::exp(-at::xlogy(p, p).sum().item<double>());
 }
 
-/// Each masked patch weighs one over the masked patches of its image, and all crops count, masked or not (facts 2.3).
-at::Tensor masked_weights(const at::Tensor& masks) {
+/// Each masked patch weighs one over the masked patches of its image, and all `crops` count, masked or not (facts 2.3).
+at::Tensor masked_weights(const at::Tensor& masks, std::int64_t crops) {
   const at::Tensor per_crop = masks.sum(1, true).clamp_min(1).to(at::kFloat).reciprocal();
-  return per_crop.expand_as(masks).masked_select(masks) / static_cast<double>(masks.size(0));
+  return per_crop.expand_as(masks).masked_select(masks) / static_cast<double>(crops);
 }
+
+/// Indices of the masked patches in the flattened [2n * N].
+at::Tensor masked_rows(const at::Tensor& masks) {
+  return masks.flatten().nonzero().flatten();
+}
+
+/// One below the other; a single part is not copied, and the parts do not outlive the whole.
+at::Tensor joined(std::vector<at::Tensor> parts) {
+  return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
+}
+
+/// Adds the time since it was made, or since the last lap, to a section.
+class Stopwatch {
+ public:
+  void lap(double& section) {
+    const auto now = std::chrono::steady_clock::now();
+    section += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// Dynamic loss scaling of float16, with PyTorch's constants.
+constexpr double kInitialScale = 65536;
+constexpr std::int64_t kSteadyUpdates = 2000;
 
 }  // namespace
 
+/// Targets of all micro-batches, one after the other.
 struct Trainer::TeacherTargets {
-  loss::Targets dino;           // rows [2n], crop-major
-  loss::Targets ibot;           // rows [masked patches]
-  at::Tensor cls;               // f32 [2n, D]
+  loss::Targets dino;  // rows [2n] of each micro-batch, crop-major
+  loss::Targets ibot;  // rows [masked patches]
+  at::Tensor cls;      // [2n, D], all
+  std::int64_t images = 0;
+  // Rows that the student passes have used up.
+  std::int64_t dino_used = 0, ibot_used = 0;
+
+  static loss::Targets take(const loss::Targets& all, std::int64_t& used, std::int64_t rows) {
+    const std::int64_t first = std::exchange(used, used + rows);
+    return {all.logits.narrow(0, first, rows), all.shift, all.temperature};
+  }
 };
 
-Trainer::Trainer(comm::Communicator& group, Network& student, Network& teacher, Units& units,
-                 const ObjectiveConfig& objective, const OptimizerConfig& optimizer)
-    : group_(group),
+/// Parts of the loss of one micro-batch, each already its share of the mean over this rank's images.
+struct Trainer::Losses {
+  at::Tensor total;   // f32 [], what is differentiated
+  at::Tensor values;  // f64 [5]: DINO local, DINO global, iBOT, KoLeo, total; detached
+};
+
+Trainer::Trainer(comm::Communicator& control, comm::Communicator& data, Network& student, Network& teacher,
+                 Units& units, const ObjectiveConfig& objective, const UnitsConfig& config)
+    : control_(control),
+      data_(data),
       student_(student),
       teacher_(teacher),
       units_(units),
       objective_(objective),
-      optimizer_(optimizer),
-      centers_{loss::Center(student.dino_head().config().prototypes, student.dino_head().prototypes().options()),
-               loss::Center(student.ibot_head().config().prototypes, student.ibot_head().prototypes().options())} {}
+      config_(config),
+      state_{loss::Center(student.dino_head().config().prototypes, at::TensorOptions(config.device)),
+             loss::Center(student.ibot_head().config().prototypes, at::TensorOptions(config.device))} {
+  if (config.precision == Precision::float16) state_.loss_scale = kInitialScale;
+}
 
-Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input, const at::Tensor& masked) {
+Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   const at::NoGradGuard no_grad;
   const double temperature = input.schedule.teacher_temperature;
-  const model::VitOutput output = teacher_.backbone().forward(input.global_crops);
+  std::vector<at::Tensor> cls, dino, ibot, ibot_group;  // a micro-batch each
   const auto logits = [](const model::ProjectionHead& head, const at::Tensor& tokens) {
     return at::mm(head.embed(tokens), head.prototypes().t());
   };
-  const at::Tensor dino_logits = logits(teacher_.dino_head(), output.cls);
-  const at::Tensor ibot_logits = logits(teacher_.ibot_head(), output.patches.flatten(0, 1).index_select(0, masked));
-  if (objective_.centering == Centering::sinkhorn_knopp)
-    return {loss::sinkhorn_knopp(group_, dino_logits, temperature), loss::sinkhorn_knopp(group_, ibot_logits, temperature),
-            output.cls};
-
-  TeacherTargets targets{loss::centre(dino_logits, centers_.dino.value(), temperature),
-                         loss::centre(ibot_logits, centers_.ibot.value(), temperature), output.cls};
-  centers_.dino.update(group_, dino_logits.sum(0), static_cast<double>(dino_logits.size(0)));
+  TeacherTargets targets;
+  for (const MicroBatch& batch : input.batches) {
+    const at::Tensor masked = masked_rows(batch.masks);
+    const model::VitOutput output = teacher_.backbone().forward(batch.global_crops);
+    cls.push_back(output.cls);
+    dino.push_back(logits(teacher_.dino_head(), output.cls));
+    ibot.push_back(logits(teacher_.ibot_head(), output.patches.flatten(0, 1).index_select(0, masked)));
+    // The group of each masked patch, counted over the micro-batches.
+    const std::int64_t images = batch.masks.size(0) / 2;
+    const at::Tensor of_crop =
+        at::arange(targets.images, targets.images + images, masked.options()).floor_divide(input.group).repeat({2});
+    ibot_group.push_back(of_crop.index_select(0, masked.floor_divide(batch.masks.size(1))));
+    targets.images += images;
+  }
+  targets.cls = joined(std::move(cls));
+  const at::Tensor dino_logits = joined(std::move(dino)), ibot_logits = joined(std::move(ibot));
+  if (objective_.centering == Centering::sinkhorn_knopp) {
+    targets.dino = loss::sinkhorn_knopp(data_, dino_logits, temperature);
+    targets.ibot = loss::sinkhorn_knopp(data_, ibot_logits, temperature);
+    return targets;
+  }
+  targets.dino = loss::centre(dino_logits, state_.dino.value(), temperature);
+  targets.ibot = loss::centre(ibot_logits, state_.ibot.value(), temperature);
+  state_.dino.update(data_, dino_logits.sum(0, false, at::kFloat), static_cast<double>(dino_logits.size(0)));
   // The iBOT centre is the mean over groups of each group's mean, whatever the numbers of masked patches (facts 2.4).
-  const std::int64_t images = input.masks.size(0) / 2, groups = images / input.group;
-  const at::Tensor group_of_crop = at::arange(images, masked.options()).floor_divide(input.group).repeat({2});
-  const at::Tensor group_of_row = group_of_crop.index_select(0, masked.floor_divide(input.masks.size(1)));
+  const std::int64_t groups = targets.images / input.group;
+  const at::Tensor group_of_row = at::cat(ibot_group);
   const at::Tensor counts = at::bincount(group_of_row, {}, groups).to(at::kFloat);
-  const at::Tensor means = at::zeros({groups, ibot_logits.size(1)}, ibot_logits.options())
-                               .index_add_(0, group_of_row, ibot_logits)
+  const at::Tensor means = at::zeros({groups, ibot_logits.size(1)}, counts.options())
+                               .index_add_(0, group_of_row, ibot_logits.to(at::kFloat))
                                .div_(counts.clamp_min(1).unsqueeze(1));
-  centers_.ibot.update(group_, means.sum(0), static_cast<double>((counts > 0).sum().item<std::int64_t>()));
+  state_.ibot.update(data_, means.sum(0), static_cast<double>((counts > 0).sum().item<std::int64_t>()));
   return targets;
 }
 
-StepResult Trainer::run(const StepInput& input) {
-  units_.wait_for_weights();
-  const std::int64_t images = input.global_crops.size(0) / 2;
-  const std::int64_t locals = input.local_crops.defined() ? input.local_crops.size(0) / images : 0;
-  const at::Tensor masked = input.masks.flatten().nonzero().flatten();  // i64 [m] into [2n * N]
-  const TeacherTargets teacher = teacher_targets(input, masked);
+Trainer::Losses Trainer::student_losses(const MicroBatch& batch, TeacherTargets& teacher, std::int64_t group) {
+  const std::int64_t images = batch.global_crops.size(0) / 2;
+  const std::int64_t locals = batch.local_crops.defined() ? batch.local_crops.size(0) / images : 0;
+  const at::Tensor masked = masked_rows(batch.masks);
 
-  std::vector<model::VitInput> crops{{input.global_crops, input.masks, input.kept_global}};
-  if (locals > 0) crops.push_back({input.local_crops, {}, input.kept_local});
+  std::vector<model::VitInput> crops{
+      {batch.global_crops, objective_.mask_input ? batch.masks : at::Tensor(), batch.kept_global}};
+  if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local});
   const std::vector<model::VitOutput> student = student_.backbone().forward_packed(crops);
   const at::Tensor& global_cls = student[0].cls;  // [2n, D]
   const at::Tensor cls = locals > 0 ? at::cat({student[1].cls, global_cls}) : global_cls;
@@ -98,71 +156,112 @@ StepResult Trainer::run(const StepInput& input) {
     cls_embedding = student_.dino_head().embed(cls);
     patch_embedding = student_.ibot_head().embed(patches);
   } else {
-    const auto parts = student_.dino_head().embed(at::cat({cls, patches})).split_with_sizes({cls.size(0), patches.size(0)});
+    const auto parts =
+        student_.dino_head().embed(at::cat({cls, patches})).split_with_sizes({cls.size(0), patches.size(0)});
     cls_embedding = parts[0];
     patch_embedding = parts[1];
   }
-  const at::Tensor dino_prototypes = student_.dino_head().prototypes();
-  const at::Tensor ibot_prototypes = student_.separate_ibot_head() ? student_.ibot_head().prototypes() : dino_prototypes;
+  const at::Tensor dino_prototypes = student_.dino_head().prototypes().to(at::kFloat);
+  const at::Tensor ibot_prototypes =
+      student_.separate_ibot_head() ? student_.ibot_head().prototypes().to(at::kFloat) : dino_prototypes;
 
-  // DINO: every local crop against both teacher crops, every global crop against the other one; all pairs weigh the same.
+  // DINO: every local crop against both teacher crops, every global crop against the other one; all pairs weigh the
+  // same.
   at::Tensor pairs = at::zeros({locals + 2, 2});
   pairs.narrow(0, 0, locals).fill_(1);
   pairs[locals][1] = 1;
   pairs[locals + 1][0] = 1;
-  const auto terms = static_cast<double>(2 + 2 * locals);
-  const at::Tensor image_weight = at::full({images}, 1.0 / (terms * static_cast<double>(images)), cls_embedding.options());
-  const loss::CrossEntropy dino = loss::prototype_cross_entropy(
-      cls_embedding.view({locals + 2, images, -1}), dino_prototypes, teacher.dino, pairs, image_weight, objective_.student_temperature);
-  const loss::CrossEntropy ibot =
-      loss::prototype_cross_entropy(patch_embedding.unsqueeze(0), ibot_prototypes, teacher.ibot, at::ones({1, 1}),
-                                    masked_weights(input.masks), objective_.student_temperature);
+  const auto terms = static_cast<double>(2 + 2 * locals), all_images = static_cast<double>(teacher.images);
+  const at::Tensor image_weight =
+      at::full({images}, 1.0 / (terms * all_images), cls_embedding.options().dtype(at::kFloat));
+  const loss::CrossEntropy dino =
+      loss::prototype_cross_entropy(cls_embedding.to(at::kFloat).view({locals + 2, images, -1}), dino_prototypes,
+                                    TeacherTargets::take(teacher.dino, teacher.dino_used, 2 * images), pairs,
+                                    image_weight, objective_.student_temperature);
+  const loss::CrossEntropy ibot = loss::prototype_cross_entropy(
+      patch_embedding.to(at::kFloat).unsqueeze(0), ibot_prototypes,
+      TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
+      masked_weights(batch.masks, 2 * teacher.images), objective_.student_temperature);
   const auto halves = global_cls.chunk(2);
-  const at::Tensor koleo = loss::koleo(halves[0], input.group) + loss::koleo(halves[1], input.group);
+  const at::Tensor koleo =
+      (loss::koleo(halves[0], group) + loss::koleo(halves[1], group)) * (static_cast<double>(images) / all_images);
   const at::Tensor total =
       dino.total * objective_.dino_weight + ibot.total * objective_.ibot_weight + koleo * objective_.koleo_weight;
+  return {total, at::stack({dino.per_crop.narrow(0, 0, locals).sum(), dino.per_crop.narrow(0, locals, 2).sum(),
+                            ibot.total.detach(), koleo.detach(), total.detach()})
+                     .to(at::kDouble)};
+}
 
-  units_.begin_backward();
-  // The mean over ranks divides here, once, before the sum.
-  (total / static_cast<double>(group_.size())).backward();
+StepResult Trainer::run(const StepInput& input) {
+  StepResult result;
+  StepSeconds& seconds = result.seconds;
+  Stopwatch watch;
+  const at::Tensor dino_center = state_.dino.state(), ibot_center = state_.ibot.state();
+  result.loss_scale = state_.loss_scale;
+  units_.wait_for_teacher();
+  watch.lap(seconds.gather);
+  TeacherTargets teacher = teacher_targets(input);
+  watch.lap(seconds.teacher);
+  units_.wait_for_student();
+  watch.lap(seconds.gather);
+
+  at::Tensor values;
+  for (std::size_t i = 0; i < input.batches.size(); ++i) {
+    const Losses losses = student_losses(input.batches[i], teacher, input.group);
+    values = i == 0 ? losses.values : values + losses.values;
+    watch.lap(seconds.forward);
+    units_.begin_backward(i == 0, i + 1 == input.batches.size());
+    // The mean over ranks divides here, once, before the sum.
+    (losses.total * (state_.loss_scale / control_.size())).backward();
+    watch.lap(seconds.backward);
+  }
   const std::array<double, kSubmodules> squares = units_.finish_backward();
 
   // One reduction carries the losses, the squared norms and the wish to stop.
-  const double share = 1.0 / group_.size();
-  std::array<double, 6 + kSubmodules> sums{dino.per_crop.narrow(0, 0, locals).sum().item<double>() * share,
-                                           dino.per_crop.narrow(0, locals, 2).sum().item<double>() * share,
-                                           ibot.total.item<double>() * share,
-                                           koleo.item<double>() * share,
-                                           total.item<double>() * share,
-                                           input.stop_requested ? 1.0 : 0.0};
-  std::ranges::copy(squares, sums.begin() + 6);
-  group_.all_reduce(std::span<double>(sums), comm::ReduceOp::sum);
+  constexpr std::size_t kLosses = 5;
+  std::array<double, kLosses + 1 + kSubmodules> sums{};
+  values = values.cpu();
+  for (std::size_t i = 0; i < kLosses; ++i) sums[i] = values.data_ptr<double>()[i] / control_.size();
+  sums[kLosses] = input.stop_requested ? 1 : 0;
+  std::ranges::copy(squares, sums.begin() + kLosses + 1);
+  control_.all_reduce(std::span<double>(sums), comm::ReduceOp::sum);
+  watch.lap(seconds.reduce);
 
-  StepResult result;
   result.dino_local = sums[0];
   result.dino_global = sums[1];
   result.ibot = sums[2];
   result.koleo = sums[3];
   result.total = sums[4];
-  result.stop_requested = sums[5] > 0;
-  std::array<double, kSubmodules> clip{};
-  bool finite = std::isfinite(result.total);
+  result.stop_requested = sums[kLosses] > 0;
+  std::array<double, kSubmodules> scale{};
+  bool finite = true;
   for (std::size_t i = 0; i < kSubmodules; ++i) {
-    result.gradient_norm[i] = std::sqrt(sums[6 + i]);
-    finite = finite && std::isfinite(result.gradient_norm[i]);
-    clip[i] = optimizer_.clip_grad > 0 ? std::min(1.0, optimizer_.clip_grad / (result.gradient_norm[i] + 1e-6)) : 1.0;
+    double& norm = result.gradient_norm[i];
+    norm = std::sqrt(sums[kLosses + 1 + i]) / state_.loss_scale;
+    finite = finite && std::isfinite(norm);
+    const double clip = config_.optimizer.clip_grad;
+    scale[i] = (clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0) / state_.loss_scale;
   }
-  if (!finite)
-    throw core::NumericalError(fmt::format(
-        "Iteration {} is not finite: DINO local {:.4g}, DINO global {:.4g}, iBOT {:.4g}, KoLeo {:.4g}, gradient norms {:.4g}, "
-        "{:.4g}, {:.4g}. Lower optim.base_lr, or look for broken images in this batch; the last checkpoint is intact.",
-        input.iteration, result.dino_local, result.dino_global, result.ibot, result.koleo, result.gradient_norm[0],
-        result.gradient_norm[1], result.gradient_norm[2]));
+  if (!finite || !std::isfinite(result.total)) {
+    // Below a scale of one it is not the range of float16 that fails.
+    const bool overflow = std::isfinite(result.total) && state_.loss_scale > 1;
+    result.verdict = overflow ? StepVerdict::overflowed : StepVerdict::not_finite;
+    if (overflow) state_.loss_scale /= 2;
+    state_.steady = 0;
+    state_.dino.restore(dino_center);
+    state_.ibot.restore(ibot_center);
+    return result;
+  }
   if (input.statistics) {
     result.targets = loss::target_statistics(teacher.dino);
     result.feature_rank = effective_rank(teacher.cls);
   }
-  units_.update(input.schedule, clip, input.update);
+  units_.update(input.schedule, scale, ++state_.updates);
+  if (config_.precision == Precision::float16 && ++state_.steady == kSteadyUpdates) {
+    state_.loss_scale *= 2;
+    state_.steady = 0;
+  }
+  watch.lap(seconds.update);
   return result;
 }
 

@@ -19,62 +19,92 @@ struct ObjectiveConfig {
   double dino_weight = 1.0, ibot_weight = 1.0, koleo_weight = 0.1;
   double student_temperature = 0.1;
   Centering centering = Centering::softmax;
+  bool mask_input =
+      true;  ///< false (distillation): the student sees all patches; `masks` only choose what iBOT compares
 };
 
-/// What one iteration works on: everything random or scheduled is an argument, so that recorded iterations can be replayed.
-/// n images on this rank, L local crops.
-struct StepInput {
-  at::Tensor global_crops;  // f32 [2n, 3, S, S], crop-major
-  at::Tensor local_crops;   // f32 [L * n, 3, s, s], crop-major, or undefined
-  at::Tensor masks;         // bool [2n, N]
+/// A share of an iteration's images that passes through the student at once: n images, L local crops.
+struct MicroBatch {
+  at::Tensor global_crops;                          // f32 [2n, 3, S, S], crop-major
+  at::Tensor local_crops;                           // f32 [L * n, 3, s, s], crop-major, or undefined
+  at::Tensor masks;                                 // bool [2n, N]
   std::vector<at::Tensor> kept_global, kept_local;  ///< see model::VitInput::kept; empty without stochastic depth
-  std::int64_t group = 1;      ///< images a group (KoLeo, iBOT centre); divides n
-  std::int64_t iteration = 0;  ///< 0-based, for messages
-  std::int64_t update = 1;     ///< number of this update, from 1 (AdamW's bias correction)
+};
+
+/// What one iteration works on: everything random or scheduled is an argument, so that recorded iterations can be
+/// replayed.
+struct StepInput {
+  std::vector<MicroBatch> batches;  ///< several: gradients accumulate, and the iteration is that of all images at once
+  std::int64_t group = 1;           ///< images a group (KoLeo, iBOT centre); divides every micro-batch
   ScheduleValues schedule;
   bool stop_requested = false;  ///< this rank's wish; reduced with the losses
   bool statistics = false;      ///< also compute StepResult::targets and feature_rank
 };
 
+/// Seconds of this rank by section of an iteration, as the host sees them.
+struct StepSeconds {
+  double gather = 0;   ///< waiting for the weights of the last update
+  double teacher = 0;  ///< its forward, and the targets
+  double forward = 0, backward = 0;
+  double reduce = 0;  ///< completing the gradients' reduction, and the reduction of losses and norms
+  double update = 0;
+};
+
+enum class StepVerdict : std::uint8_t {
+  updated,     ///< all is finite
+  overflowed,  ///< float16 gradients were not finite: no update, the loss scale is halved
+  not_finite,  ///< a loss or gradient is not finite: no update, the state is as it was
+};
+
 /// What all ranks know after an iteration: means over ranks.
 struct StepResult {
+  StepVerdict verdict = StepVerdict::updated;
   double dino_local = 0, dino_global = 0, ibot = 0, koleo = 0;  ///< unweighted, as they enter the total
   double total = 0;                                             ///< what is differentiated
   std::array<double, kSubmodules> gradient_norm{};              ///< before clipping
+  double loss_scale = 1;                                        ///< that this iteration used
   bool stop_requested = false;                                  ///< by any rank
   std::optional<loss::TargetStatistics> targets;                ///< of the DINO targets
   double feature_rank = 0;  ///< exp of the entropy of the teacher class tokens' normalised squared singular values
+  StepSeconds seconds;      ///< of this rank
 };
 
 /// The training state that is the same on all ranks and not part of the units.
-struct Centers {
+struct TrainerState {
   loss::Center dino, ibot;
+  double loss_scale = 1;     ///< of float16, else 1
+  std::int64_t steady = 0;   ///< updates since the scale last changed
+  std::int64_t updates = 0;  ///< in all; AdamW's bias correction counts them
 };
 
 /// One iteration of DINOv2 pretraining (facts 2.1): teacher forward, student forward, losses, backward with overlapped
 /// reduction, clip, AdamW, EMA.
 class Trainer {
  public:
-  Trainer(comm::Communicator& group, Network& student, Network& teacher, Units& units, const ObjectiveConfig& objective,
-          const OptimizerConfig& optimizer);
+  /// `data` takes memory of the networks' device; `control` host memory (on CPUs they are the same). The teacher is
+  /// the EMA in `units`, or a frozen network.
+  Trainer(comm::Communicator& control, comm::Communicator& data, Network& student, Network& teacher, Units& units,
+          const ObjectiveConfig& objective, const UnitsConfig& config);
 
-  /// Collective. Throws core::NumericalError on every rank, before any weight has changed, when a loss or gradient is not
-  /// finite.
+  /// Collective.
   StepResult run(const StepInput& input);
 
-  Centers& centers() noexcept { return centers_; }
+  TrainerState& state() noexcept { return state_; }
 
  private:
   struct TeacherTargets;
-  TeacherTargets teacher_targets(const StepInput& input, const at::Tensor& masked);
+  struct Losses;
+  TeacherTargets teacher_targets(const StepInput& input);
+  Losses student_losses(const MicroBatch& batch, TeacherTargets& teacher, std::int64_t group);
 
-  comm::Communicator& group_;
+  comm::Communicator& control_;
+  comm::Communicator& data_;
   Network& student_;
   Network& teacher_;
   Units& units_;
   ObjectiveConfig objective_;
-  OptimizerConfig optimizer_;
-  Centers centers_;
+  UnitsConfig config_;
+  TrainerState state_;
 };
 
 /// The crops of one resolution on this rank: `images` images in groups of `group`, each with `crops` crops, crop-major.
@@ -83,9 +113,9 @@ struct GroupedRows {
   std::int64_t first_group;  ///< number of this rank's first group, counted over all iterations and ranks
 };
 
-/// The rows that stochastic depth keeps in every branch: of each group's rows max(1, floor(rows * (1 - rate of the block))) at
-/// random, a pure function of (seed, group). Branches in the order of model::VitInput::kept; `stream` (0 or 1) tells the
-/// resolutions apart. Empty when all rates are 0.
+/// The rows that stochastic depth keeps in every branch: of each group's rows max(1, floor(rows * (1 - rate of the
+/// block))) at random, a pure function of (seed, group). Branches in the order of model::VitInput::kept; `stream` (0 or
+/// 1) tells the resolutions apart. Empty when all rates are 0.
 std::vector<at::Tensor> kept_rows(const std::vector<double>& rates, const GroupedRows& rows, std::uint64_t seed,
                                   std::uint32_t stream);
 

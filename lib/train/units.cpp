@@ -9,13 +9,17 @@
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "kernels/kernels.hpp"
+
 namespace allosaur::train {
 
 namespace {
 
 constexpr std::int64_t kAlignment = 16;  // elements: parameters start on cache lines
 
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 /// Part of a rank's slice with one pair of multipliers.
 struct Segment {
@@ -24,6 +28,16 @@ struct Segment {
 };
 
 }  // namespace
+
+at::ScalarType scalar_type(Precision precision) noexcept {
+  constexpr std::array kTypes{at::kFloat, at::kBFloat16, at::kHalf};
+  return kTypes[static_cast<std::size_t>(precision)];
+}
+
+const char* name_of(Precision precision) noexcept {
+  constexpr std::array kNames{"float32", "bfloat16", "float16"};
+  return kNames[static_cast<std::size_t>(precision)];
+}
 
 ParameterGroup parameter_group(const NetworkParameter& p, int depth, const OptimizerConfig& config) {
   ParameterGroup group;
@@ -52,22 +66,27 @@ struct Units::Unit {
   std::string name;
   Submodule submodule = Submodule::backbone;
   std::vector<Member> members;
-  std::int64_t size = 0;    // elements with alignment, the same for any number of ranks
-  std::int64_t padded = 0;  // a multiple of the number of ranks
-  at::Tensor student, teacher, gradient;                                        // f32 [padded]
-  at::Tensor student_slice, teacher_slice, gradient_slice, exp_avg, exp_avg_sq;  // f32 [padded / W]
+  std::int64_t size = 0;                    // elements with alignment, the same for any number of ranks
+  std::int64_t padded = 0;                  // a multiple of the number of ranks
+  at::Tensor student, teacher, gradient;    // compute type [padded]
+  at::Tensor sum;                           // f32 [padded]: where 16-bit gradients add up in float32, else undefined
+  at::Tensor student_slice, teacher_slice;  // compute type [padded / W], of the above
+  at::Tensor gradient_slice;                // [padded / W], of `sum` or `gradient`
+  at::Tensor master, ema, exp_avg, exp_avg_sq;  // f32 [padded / W]; in float32 the first two are the slices
   std::vector<Segment> segments;
   std::size_t missing = 0;  // members whose gradient backward has not delivered yet
   comm::Request reduction;
+
+  const at::Tensor& reduced() const { return sum.defined() ? sum : gradient; }
 };
 
 Units::~Units() = default;
 
-Units::Units(comm::Communicator& group, Network& student, Network& teacher, const OptimizerConfig& config,
-             at::Device device)
+Units::Units(comm::Communicator& group, Network& student, Network& teacher, const UnitsConfig& config)
     : group_(group), config_(config) {
   const at::NoGradGuard no_grad;
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
+  const at::ScalarType compute = scalar_type(config.precision);
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(config.device);
   const std::int64_t ranks = group.size();
   const int depth = student.config().backbone.depth;
   const std::vector<NetworkParameter> student_parameters = student.parameters();
@@ -83,26 +102,38 @@ Units::Units(comm::Communicator& group, Network& student, Network& teacher, cons
       unit->size += round_up(values.numel(), kAlignment);
     }
     unit->padded = round_up(unit->size, ranks);
-    unit->student = at::zeros({unit->padded}, options);
-    unit->teacher = at::zeros({unit->padded}, options);
-    unit->gradient = at::zeros({unit->padded}, options);
     const std::int64_t share = unit->padded / ranks, first = share * group.rank();
-    unit->student_slice = unit->student.narrow(0, first, share);
-    unit->teacher_slice = unit->teacher.narrow(0, first, share);
-    unit->gradient_slice = unit->gradient.narrow(0, first, share);
+    const bool head = unit->submodule != Submodule::backbone;
+    const auto slice = [&](const at::Tensor& whole) { return whole.narrow(0, first, share); };
+
+    // In float32 first: the masters are exact, and the compute type is rounded from them.
+    at::Tensor student_values = at::zeros({unit->padded}, options), teacher_values = at::zeros({unit->padded}, options);
+    for (std::size_t i = begin; i < end; ++i) {
+      const Unit::Member& member = unit->members[i - begin];
+      const at::Tensor& from = *student_parameters[i].parameter.tensor;
+      student_values.narrow(0, member.offset, from.numel()).copy_(from.flatten());
+      teacher_values.narrow(0, member.offset, from.numel()).copy_(teacher_parameters[i].parameter.tensor->flatten());
+    }
+    unit->student = student_values.to(compute);
+    unit->teacher = teacher_values.to(compute);
+    unit->gradient = at::zeros({unit->padded}, options.dtype(compute));
+    if (compute != at::kFloat && (head || config.accumulate)) unit->sum = at::zeros({unit->padded}, options);
+    unit->student_slice = slice(unit->student);
+    unit->teacher_slice = slice(unit->teacher);
+    unit->gradient_slice = slice(unit->reduced());
+    unit->master = compute == at::kFloat ? unit->student_slice : slice(student_values).clone();
+    unit->ema = compute == at::kFloat ? unit->teacher_slice : slice(teacher_values).clone();
     unit->exp_avg = at::zeros({share}, options);
     unit->exp_avg_sq = at::zeros({share}, options);
+
     for (std::size_t i = begin; i < end; ++i) {
       Unit::Member& member = unit->members[i - begin];
       at::Tensor& student_tensor = *student_parameters[i].parameter.tensor;
-      at::Tensor& teacher_tensor = *teacher_parameters[i].parameter.tensor;
       const std::int64_t count = student_tensor.numel();
-      unit->student.narrow(0, member.offset, count).copy_(student_tensor.flatten());
-      unit->teacher.narrow(0, member.offset, count).copy_(teacher_tensor.flatten());
       member.leaf = unit->student.narrow(0, member.offset, count).view(member.shape).detach().requires_grad_(true);
       member.leaf.mutable_grad() = unit->gradient.narrow(0, member.offset, count).view(member.shape);
       student_tensor = member.leaf;
-      teacher_tensor = unit->teacher.narrow(0, member.offset, count).view(member.shape);
+      *teacher_parameters[i].parameter.tensor = unit->teacher.narrow(0, member.offset, count).view(member.shape);
       member.accumulator = torch::autograd::impl::grad_accumulator(member.leaf);
       member.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
           [this, owner = unit.get()](const auto& outputs, const auto&) {
@@ -111,28 +142,37 @@ Units::Units(comm::Communicator& group, Network& student, Network& teacher, cons
           }));
       const std::int64_t from = std::max(member.offset, first), to = std::min(member.offset + count, first + share);
       if (from < to)
-        unit->segments.push_back({from - first, to - from, parameter_group(student_parameters[i], depth, config)});
+        unit->segments.push_back(
+            {from - first, to - from, parameter_group(student_parameters[i], depth, config.optimizer)});
     }
     units_.push_back(std::move(unit));
     begin = end;
   }
 }
 
-void Units::begin_backward() {
+void Units::begin_backward(bool first, bool last) {
   const at::NoGradGuard no_grad;
   issued_ = 0;
   for (auto& unit : units_) {
-    unit->gradient.zero_();
-    unit->missing = unit->members.size();
+    if (unit->sum.defined()) {
+      if (first)
+        unit->sum.zero_();
+      else
+        unit->sum.add_(unit->gradient);
+    }
+    if (first || unit->sum.defined()) unit->gradient.zero_();
+    unit->missing = last ? unit->members.size() : 0;
   }
 }
 
 void Units::issue_ready() {
+  const at::NoGradGuard no_grad;
   while (issued_ < units_.size()) {
     Unit& unit = *units_[units_.size() - 1 - issued_];
     if (unit.missing > 0) return;
     ++issued_;
-    unit.reduction = group_.start_reduce_scatter(unit.gradient, unit.gradient_slice, comm::ReduceOp::sum);
+    if (unit.sum.defined()) unit.sum.add_(unit.gradient);
+    unit.reduction = group_.start_reduce_scatter(unit.reduced(), unit.gradient_slice, comm::ReduceOp::sum);
   }
 }
 
@@ -140,51 +180,85 @@ std::array<double, kSubmodules> Units::finish_backward() {
   const at::NoGradGuard no_grad;
   for (auto& unit : units_) unit->missing = 0;
   issue_ready();
-  std::array<double, kSubmodules> squares{};
+  at::Tensor squares = at::zeros({kSubmodules}, at::TensorOptions().dtype(at::kDouble).device(config_.device));
   for (auto unit = units_.rbegin(); unit != units_.rend(); ++unit) {
     (*unit)->reduction.wait();
-    const at::Tensor& gradient = (*unit)->gradient_slice;
-    squares[static_cast<std::size_t>((*unit)->submodule)] += at::dot(gradient, gradient).item<double>();
+    const at::Tensor gradient = (*unit)->gradient_slice.to(at::kFloat);
+    squares[static_cast<std::int64_t>((*unit)->submodule)] += at::dot(gradient, gradient);
   }
-  return squares;
+  squares = squares.cpu();  // the one synchronisation with a device
+  std::array<double, kSubmodules> result{};
+  std::copy_n(squares.data_ptr<double>(), kSubmodules, result.begin());
+  return result;
 }
 
-void Units::update(const ScheduleValues& values, const std::array<double, kSubmodules>& clip, std::int64_t step) {
+void Units::update(const ScheduleValues& values, const std::array<double, kSubmodules>& scale, std::int64_t step) {
   const at::NoGradGuard no_grad;
-  const double correction1 = 1 - std::pow(config_.beta1, static_cast<double>(step));
-  const double correction2 = 1 - std::pow(config_.beta2, static_cast<double>(step));
+  const OptimizerConfig& optimizer = config_.optimizer;
+  constexpr std::array kTypes{kernels::Type::f32, kernels::Type::bf16, kernels::Type::f16};
+  kernels::AdamWEma adamw;
+  adamw.beta1 = optimizer.beta1;
+  adamw.beta2 = optimizer.beta2;
+  adamw.eps = optimizer.eps;
+  adamw.correction1 = 1 - std::pow(optimizer.beta1, static_cast<double>(step));
+  adamw.correction2 = 1 - std::pow(optimizer.beta2, static_cast<double>(step));
+  adamw.teacher_momentum = values.momentum;
+  adamw.compute_type = kTypes[static_cast<std::size_t>(config_.precision)];
   for (auto& unit : units_) {
-    const at::Tensor gradient = unit->gradient_slice.mul_(clip[static_cast<std::size_t>(unit->submodule)]);
-    unit->exp_avg.mul_(config_.beta1).add_(gradient, 1 - config_.beta1);
-    unit->exp_avg_sq.mul_(config_.beta2).addcmul_(gradient, gradient, 1 - config_.beta2);
-    const at::Tensor denominator = (unit->exp_avg_sq.sqrt() / std::sqrt(correction2)).add_(config_.eps);
+    const at::Tensor gradient = unit->gradient_slice.to(at::kFloat);
+    adamw.gradient_scale = scale[static_cast<std::size_t>(unit->submodule)];
     for (const Segment& segment : unit->segments) {
-      const double lr = (segment.group.last_layer ? values.last_layer_lr : values.lr) * segment.group.lr_mult;
-      at::Tensor weights = unit->student_slice.narrow(0, segment.begin, segment.count);
-      weights.mul_(1 - lr * values.weight_decay * segment.group.wd_mult);
-      weights.addcdiv_(unit->exp_avg.narrow(0, segment.begin, segment.count),
-                       denominator.narrow(0, segment.begin, segment.count), -lr / correction1);
+      const auto part = [&](const at::Tensor& slice) { return slice.data_ptr<float>() + segment.begin; };
+      const auto cast = [&](const at::Tensor& slice) {
+        return config_.precision == Precision::float32 ? nullptr : slice.narrow(0, segment.begin, 1).data_ptr();
+      };
+      adamw.n = segment.count;
+      adamw.lr = (segment.group.last_layer ? values.last_layer_lr : values.lr) * segment.group.lr_mult;
+      adamw.weight_decay = values.weight_decay * segment.group.wd_mult;
+      adamw.gradient = part(gradient);
+      adamw.exp_avg = part(unit->exp_avg);
+      adamw.exp_avg_sq = part(unit->exp_avg_sq);
+      adamw.weights = part(unit->master);
+      adamw.teacher = part(unit->ema);
+      adamw.student_compute = cast(unit->student_slice);
+      adamw.teacher_compute = cast(unit->teacher_slice);
+      kernels::run({config_.device.is_cuda()}, adamw);
     }
-    unit->teacher_slice.mul_(values.momentum).add_(unit->student_slice, 1 - values.momentum);
+    gather_teacher(*unit);
   }
-  start_gather();
+  gather_student();
 }
 
-void Units::start_gather() {
-  for (auto& unit : units_) {
-    gathers_.push_back(group_.start_all_gather(unit->student_slice, unit->student));
-    gathers_.push_back(group_.start_all_gather(unit->teacher_slice, unit->teacher));
-  }
+void Units::gather_teacher(Unit& unit) {
+  teacher_gathers_.push_back(group_.start_all_gather(unit.teacher_slice, unit.teacher));
 }
 
-void Units::wait_for_weights() {
-  for (comm::Request& request : gathers_) request.wait();
-  gathers_.clear();
+void Units::gather_student() {
+  for (auto& unit : units_) student_gathers_.push_back(group_.start_all_gather(unit->student_slice, unit->student));
+}
+
+void Units::wait_for_teacher() {
+  for (comm::Request& request : teacher_gathers_) request.wait();
+  teacher_gathers_.clear();
+}
+
+void Units::wait_for_student() {
+  for (comm::Request& request : student_gathers_) request.wait();
+  student_gathers_.clear();
 }
 
 void Units::gather_weights() {
-  start_gather();
-  wait_for_weights();
+  const at::NoGradGuard no_grad;
+  for (auto& unit : units_) {
+    if (config_.precision != Precision::float32) {
+      unit->student_slice.copy_(unit->master);
+      unit->teacher_slice.copy_(unit->ema);
+    }
+    gather_teacher(*unit);
+  }
+  gather_student();
+  wait_for_teacher();
+  wait_for_student();
 }
 
 std::vector<Units::Slice> Units::slices() {
@@ -196,8 +270,8 @@ std::vector<Units::Slice> Units::slices() {
     const auto add = [&](const char* kind, const at::Tensor& slice) {
       all.push_back({kind + unit->name, slice.narrow(0, 0, count), first, unit->size});
     };
-    add("student.", unit->student_slice);
-    add("teacher.", unit->teacher_slice);
+    add("student.", unit->master);
+    add("teacher.", unit->ema);
     add("exp_avg.", unit->exp_avg);
     add("exp_avg_sq.", unit->exp_avg_sq);
   }
@@ -207,7 +281,8 @@ std::vector<Units::Slice> Units::slices() {
 std::vector<Units::Place> Units::places() const {
   std::vector<Place> all;
   for (const auto& unit : units_)
-    for (const Unit::Member& member : unit->members) all.push_back({unit->name, member.name, member.shape, member.offset});
+    for (const Unit::Member& member : unit->members)
+      all.push_back({unit->name, member.name, member.shape, member.offset});
   return all;
 }
 

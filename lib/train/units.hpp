@@ -30,38 +30,57 @@ struct ParameterGroup {
 };
 ParameterGroup parameter_group(const NetworkParameter& parameter, int depth, const OptimizerConfig& config);
 
-/// Student and teacher as flat units, sharded over the ranks of a group.
+/// The type in which networks compute, and in which weights and gradients travel.
+enum class Precision : std::uint8_t { float32, bfloat16, float16 };
+at::ScalarType scalar_type(Precision precision) noexcept;
+const char* name_of(Precision precision) noexcept;  ///< "float32", ...
+
+/// How the units are kept.
+struct UnitsConfig {
+  OptimizerConfig optimizer;
+  Precision precision = Precision::float32;
+  bool accumulate = false;  ///< an iteration has several backward passes
+  at::Device device = at::kCPU;
+};
+
+/// Student and its EMA (the teacher, unless that is a frozen network) as flat units, sharded over the ranks of a group.
 ///
-/// A unit's student parameters are views into one flat float32 buffer, its gradients into another; a rank owns 1/W of every
-/// unit: its slice of the student buffer *is* its master weights, its slice of the teacher buffer its EMA, and it keeps the
-/// Adam moments of that slice only. Bytes a rank and parameter: 12 + 8/W.
-/// When backward has filled a unit, its reduce-scatter starts, in one fixed order on all ranks (last unit first), while the
-/// next unit is still in backward. After the update the slices of student and teacher are gathered unit by unit.
-/// Cost a rank and iteration: reduce-scatter 4P(W-1)/W bytes, two all-gathers of 4P(W-1)/W bytes, P parameters.
+/// A unit's parameters are views into one flat buffer of the compute type, its gradients into another; a rank owns 1/W
+/// of every unit: float32 master weights, EMA and both Adam moments of that slice. In float32 the slice of the buffers
+/// *is* master and EMA. Bytes a rank and parameter: 12 + 8/W in float32, 6 + 16/W in 16 bits; and 4 more where
+/// gradients of 16 bits are summed in float32: in the heads, and everywhere when backward passes accumulate.
+///
+/// When the last backward pass has filled a unit, its reduce-scatter starts, in one fixed order on all ranks (last unit
+/// first), while the next unit is still in backward. As a unit is updated the gathering of its teacher starts, and at
+/// the end that of the student, which computes second. Cost a rank and iteration, for P parameters of b bytes
+/// (gradients of heads: 4 bytes): reduce-scatter bP(W-1)/W bytes, two all-gathers of bP(W-1)/W bytes.
 class Units {
  public:
-  /// Re-seats the parameters of both networks onto the units; their values are kept. The networks must outlive the units.
-  Units(comm::Communicator& group, Network& student, Network& teacher, const OptimizerConfig& config,
-        at::Device device = at::kCPU);
+  /// Re-seats the parameters of both networks onto the units; their values are kept. The networks must outlive the
+  /// units. `group` takes memory of the device.
+  Units(comm::Communicator& group, Network& student, Network& teacher, const UnitsConfig& config);
   ~Units();
   Units(const Units&) = delete;
   Units& operator=(const Units&) = delete;
 
-  /// Collective. Waits for the weights of the last update; call before the next forward.
-  void wait_for_weights();
-  /// Zeroes the gradients and arms the reduction; then run backward on a loss already divided by the number of ranks.
-  void begin_backward();
-  /// Collective. Completes the reduction, with zeros for what backward never reached. The rank's gradient slices then hold
-  /// the mean over ranks. Returns this rank's part of the squared gradient norm of each sub-module.
+  /// Collective. Waits for the weights of the last update; call before the network's next forward.
+  void wait_for_teacher();
+  void wait_for_student();
+  /// Before each backward pass of an iteration: the first zeroes the gradients, the last arms the reduction. The losses
+  /// are already divided by the number of ranks.
+  void begin_backward(bool first, bool last);
+  /// Collective. Completes the reduction, with zeros for what backward never reached. The rank's gradient slices then
+  /// hold the mean over ranks. Returns this rank's part of the squared gradient norm of each sub-module, in which any
+  /// element that is not finite shows.
   std::array<double, kSubmodules> finish_backward();
-  /// AdamW on the student's slices with gradients scaled by `clip` (one factor a sub-module), then
+  /// AdamW on the student's slices with gradients scaled by `scale` (one factor a sub-module), then
   /// teacher <- m * teacher + (1 - m) * student, then starts gathering both. `step` counts updates from 1.
-  void update(const ScheduleValues& values, const std::array<double, kSubmodules>& clip, std::int64_t step);
+  void update(const ScheduleValues& values, const std::array<double, kSubmodules>& scale, std::int64_t step);
 
   /// The four arrays of a unit that a checkpoint holds, as this rank's rows [first, first + n) of `total`.
   struct Slice {
-    std::string name;  // "student.backbone.blocks.0", "teacher...", "exp_avg...", "exp_avg_sq..."
-    at::Tensor values; // f32 [n], a view: reading into it restores
+    std::string name;   // "student.backbone.blocks.0", "teacher...", "exp_avg...", "exp_avg_sq..."
+    at::Tensor values;  // f32 [n], a view: reading into it restores
     std::int64_t first, total;
   };
   std::vector<Slice> slices();
@@ -80,13 +99,14 @@ class Units {
  private:
   struct Unit;
   void issue_ready();
-  void start_gather();
+  void gather_teacher(Unit& unit);
+  void gather_student();
 
   comm::Communicator& group_;
-  OptimizerConfig config_;
+  UnitsConfig config_;
   std::vector<std::unique_ptr<Unit>> units_;  // forward order
   std::size_t issued_ = 0;                    // units whose reduction has started, counted from the last
-  std::vector<comm::Request> gathers_;
+  std::vector<comm::Request> teacher_gathers_, student_gathers_;
 };
 
 }  // namespace allosaur::train

@@ -54,7 +54,9 @@ void compare(const std::string& fixture) {
   }
 }
 
-TEST_CASE("features equal the official ones: MLP, positions by offset") { compare("features_mlp_offset"); }
+TEST_CASE("features equal the official ones: MLP, positions by offset") {
+  compare("features_mlp_offset");
+}
 TEST_CASE("features equal the official ones: SwiGLU, registers, antialiased positions") {
   compare("features_swiglu_registers");
 }

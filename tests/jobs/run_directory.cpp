@@ -110,18 +110,23 @@ TEST_CASE("run directory: refused on every rank while another run holds it") {
                        core::Error);
 }
 
-TEST_CASE("rejected files: merged once each, and an error past the limit") {
+TEST_CASE("rejected files: listed at once, merged once each, and an error past the limit") {
   Fixture fixture;
   jobs::Context context = fixture.context();
   const int ranks = testing::world().size();
-  const std::vector<jobs::RejectedFile> mine{{fmt::format("images/{}.jpg", testing::world().rank()), "truncated \xff"},
-                                             {"images/shared.jpg", "empty"}};
-  jobs::report_rejected(context, fixture.path(), {}, 0, 0.0);
-  CHECK(!std::filesystem::exists(fixture.path() / "rejected.jsonl"));
-  jobs::report_rejected(context, fixture.path(), mine, 20, 0.1);
-  CHECK(line_count(fixture.path() / "rejected.jsonl") == static_cast<std::size_t>(ranks + 1));
+  const std::filesystem::path merged = fixture.path() / "rejected.jsonl";
+  jobs::RejectedList rejected(context, fixture.path());
+  rejected.judge(0, 0.0);
+  CHECK(!std::filesystem::exists(merged));
+
+  rejected.add(fmt::format("images/{}.jpg", testing::world().rank()), "truncated \xff");
+  rejected.add("images/shared.jpg", "empty");
+  CHECK(line_count(fixture.path() / fmt::format("rejected_{:05}.jsonl", testing::world().rank())) == 2);
+  rejected.judge(20, 0.1);
+  CHECK(line_count(merged) == static_cast<std::size_t>(ranks + 1));
   testing::world().barrier();
-  CHECK_THROWS_WITH_AS(jobs::report_rejected(context, fixture.path(), mine, 10, 0.1),
-                       doctest::Contains("run.max_rejected = 0.1"), core::InputError);
-  CHECK(line_count(fixture.path() / "rejected.jsonl") == static_cast<std::size_t>(ranks + 1));
+  const std::string counted = fmt::format("{} of {} input files could not be used", ranks + 1, 5 * ranks);
+  CHECK_THROWS_WITH_AS(rejected.judge(5, 0.1), doctest::Contains(counted.c_str()), core::InputError);
+  CHECK_THROWS_WITH_AS(rejected.judge(5, 0.1), doctest::Contains("run.max_rejected = 0.1"), core::InputError);
+  CHECK(line_count(merged) == static_cast<std::size_t>(ranks + 1));
 }

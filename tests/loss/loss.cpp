@@ -12,11 +12,17 @@ namespace allosaur {
 namespace {
 
 /// This rank's share of rows that all ranks know.
-at::Tensor share(const at::Tensor& rows) { return rows.tensor_split(testing::world().size())[static_cast<std::size_t>(testing::world().rank())]; }
+at::Tensor share(const at::Tensor& rows) {
+  return rows.tensor_split(testing::world().size())[static_cast<std::size_t>(testing::world().rank())];
+}
 
-double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+double difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
 
-at::Tensor probabilities(const loss::Targets& t) { return at::softmax(t.logits / t.temperature + t.shift, 1); }
+at::Tensor probabilities(const loss::Targets& t) {
+  return at::softmax(t.logits / t.temperature + t.shift, 1);
+}
 
 /// As published: exponentials, then rows and columns divided in turn, in float64.
 at::Tensor plain_sinkhorn(const at::Tensor& logits, double temperature) {
@@ -57,34 +63,52 @@ TEST_CASE("the centre is folded in one step late and survives a checkpoint") {
   CHECK(difference(center.value(), at::full({3}, 0.1)) < 1e-6);
 }
 
-TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores") {
+void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::ScalarType teacher_type) {
   at::manual_seed(3);
-  const std::int64_t crops = 4, images = 5, prototypes = 9, width = 6;
+  const std::int64_t crops = 5, width = 6;
   at::Tensor student = at::randn({crops, images, width}), weights = at::randn({prototypes, width});
-  const loss::Targets targets = loss::centre(at::randn({2 * images, prototypes}), at::randn({prototypes}), 0.07);
+  const at::Tensor logits = at::randn({2 * images, prototypes}).to(teacher_type);
+  const loss::Targets targets = loss::centre(logits, at::randn({prototypes}), 0.07);
   at::Tensor pairs = at::ones({crops, 2});
   pairs[2][0] = 0;
   pairs[3][1] = 0;
+  pairs[4].fill_(0);
   const at::Tensor row_weight = at::rand({images});
 
   const auto reference = [&](const at::Tensor& s, const at::Tensor& w) {
     const at::Tensor log_p = at::log_softmax(at::matmul(s, w.t()) / 0.1, 2);
-    const at::Tensor t = probabilities(targets).view({2, images, prototypes});
-    at::Tensor total = at::zeros({});
+    const at::Tensor t =
+        at::softmax(logits.to(at::kDouble) / targets.temperature + targets.shift, 1).view({2, images, prototypes});
+    at::Tensor total = at::zeros({}, at::kDouble);
     for (std::int64_t c = 0; c < crops; ++c)
-      for (std::int64_t g = 0; g < 2; ++g)
-        total = total - ((log_p[c] * t[g]).sum(1) * row_weight).sum() * pairs[c][g];
+      for (std::int64_t g = 0; g < 2; ++g) total = total - ((log_p[c] * t[g]).sum(1) * row_weight).sum() * pairs[c][g];
     return total;
   };
   std::vector<at::Tensor> ours{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
-  std::vector<at::Tensor> theirs{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
+  std::vector<at::Tensor> theirs{student.to(at::kDouble).requires_grad_(true),
+                                 weights.to(at::kDouble).requires_grad_(true)};
   const loss::CrossEntropy result = loss::prototype_cross_entropy(ours[0], ours[1], targets, pairs, row_weight);
   const at::Tensor expected = reference(theirs[0], theirs[1]);
   CHECK(result.total.item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
   CHECK(result.per_crop.sum().item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
   (result.total * 3).backward();
   (expected * 3).backward();
-  for (std::size_t i = 0; i < 2; ++i) CHECK(difference(ours[i].grad(), theirs[i].grad()) < 1e-4);
+  for (std::size_t i = 0; i < 2; ++i)
+    CHECK((ours[i].grad() - theirs[i].grad()).norm().item<double>() < 1e-5 * theirs[i].grad().norm().item<double>());
+}
+
+TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores") {
+  check_cross_entropy(5, 9, at::kFloat);
+}
+TEST_CASE("cross-entropy over several chunks of rows is the same") {
+  check_cross_entropy(3, 800'000, at::kFloat);  // two rows of five crops a chunk, then one
+}
+TEST_CASE("the teacher's logits may be kept in 16 bits") {
+  check_cross_entropy(5, 9, at::kBFloat16);
+  check_cross_entropy(5, 9, at::kHalf);
+  const at::Tensor logits = at::randn({8, 12}).to(at::kBFloat16);
+  const auto shift = [](const at::Tensor& rows) { return loss::sinkhorn_knopp(testing::world(), rows, 0.1).shift; };
+  CHECK(at::equal(shift(logits), shift(logits.to(at::kFloat))));
 }
 
 TEST_CASE("target statistics tell spread from collapse") {

@@ -23,7 +23,9 @@ model::VitConfig tiny() {
   return config;
 }
 
-double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+double difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
 
 TEST_CASE("presets have the published numbers of parameters") {
   const auto count = [](model::VitConfig config, int registers) {
@@ -43,7 +45,8 @@ TEST_CASE("presets have the published numbers of parameters") {
 TEST_CASE("SwiGLU widths are the published ones") {
   model::VitConfig config;
   config.swiglu = true;
-  for (const auto& [dim, hidden] : {std::pair{384, 1024}, std::pair{768, 2048}, std::pair{1024, 2736}, std::pair{1536, 4096}}) {
+  for (const auto& [dim, hidden] :
+       {std::pair{384, 1024}, std::pair{768, 2048}, std::pair{1024, 2736}, std::pair{1536, 4096}}) {
     config.embed_dim = dim;
     CHECK(config.hidden_dim() == hidden);
   }
@@ -63,6 +66,18 @@ TEST_CASE("a packed forward equals separate ones, and keeping all rows equals no
   const auto kept = backbone->forward_packed({{large, masks, all_large}, {small, {}, all_small}});
   CHECK(difference(packed[0].cls, kept[0].cls) < 1e-5);
   CHECK(difference(packed[1].patches, kept[1].patches) < 1e-5);
+}
+
+TEST_CASE("stochastic depth works in 16 bits") {
+  const auto backbone = model::new_backbone(tiny(), 1), narrow = model::new_backbone(tiny(), 1);
+  for (const model::Parameter& parameter : narrow->parameters())
+    *parameter.tensor = parameter.tensor->to(at::kBFloat16);
+  at::manual_seed(0);
+  const std::vector<at::Tensor> kept(4, at::tensor({2, 0}, at::kLong));
+  const at::Tensor images = at::randn({3, 3, 16, 16});
+  const at::Tensor exact = backbone->forward_packed({{images, {}, kept}})[0].patches;
+  const at::Tensor rounded = narrow->forward_packed({{images, {}, kept}})[0].patches;
+  CHECK((exact - rounded).norm().item<double>() < 0.03 * exact.norm().item<double>());
 }
 
 TEST_CASE("initial values depend on the seed and the name alone") {
@@ -99,7 +114,8 @@ TEST_CASE("fast linear layers have the gradients of exact ones up to bfloat16's 
   at::manual_seed(1);
   const at::Tensor x = at::randn({6, 32, 64}), w = at::randn({48, 64}), b = at::randn({48}), g = at::randn({6, 32, 48});
   const auto run = [&](bool fast) {
-    std::vector<at::Tensor> leaves{x.clone().requires_grad_(true), w.clone().requires_grad_(true), b.clone().requires_grad_(true)};
+    std::vector<at::Tensor> leaves{x.clone().requires_grad_(true), w.clone().requires_grad_(true),
+                                   b.clone().requires_grad_(true)};
     (model::linear(leaves[0], leaves[1], leaves[2], fast) * g).sum().backward();
     return std::vector<at::Tensor>{leaves[0].grad(), leaves[1].grad(), leaves[2].grad()};
   };

@@ -1,0 +1,43 @@
+#include "jobs/device.hpp"
+
+#include <ATen/Context.h>
+#include <fmt/format.h>
+
+#include "comm/coordinate.hpp"
+#include "core/error.hpp"
+#ifdef ALLOSAUR_HAVE_CUDA
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "comm/nccl_communicator.hpp"
+#endif
+
+namespace allosaur::jobs {
+
+ComputeDevice::ComputeDevice(Context& context, const std::string& choice) : world_(context.world) {
+  if (choice != "auto" && choice != "cpu" && choice != "cuda")
+    throw core::UsageError(fmt::format("train.device is \"{}\"; it must be auto, cpu or cuda.", choice));
+  if (choice == "cpu") return;
+#ifdef ALLOSAUR_HAVE_CUDA
+  const int devices = c10::cuda::device_count();
+#else
+  const int devices = 0;
+#endif
+  const bool missing = context.node_rank >= devices;
+  if (world_.max(missing ? 1 : 0) > 0) {
+    comm::coordinate(world_, [&] {
+      if (choice == "cuda" && missing)
+        throw core::UsageError(fmt::format(
+            "train.device is cuda, but this node has {} GPUs that this program can use, and this is rank {} "
+            "on it: start a rank a GPU with a build for GPUs, or choose cpu.",
+            devices, context.node_rank));
+    });
+    return;
+  }
+#ifdef ALLOSAUR_HAVE_CUDA
+  device_ = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(context.node_rank));
+  comm::coordinate(world_, [&] { c10::cuda::set_device(device_.index()); });
+  group_ = std::make_unique<comm::NcclCommunicator>(world_, device_.index());
+#endif
+}
+
+}  // namespace allosaur::jobs

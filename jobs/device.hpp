@@ -1,0 +1,28 @@
+#pragma once
+#include <memory>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+#include "comm/communicator.hpp"
+#include "jobs/job.hpp"
+
+namespace allosaur::jobs {
+
+/// Where a job computes, and the group for tensors that live there.
+class ComputeDevice {
+ public:
+  /// Collective. `choice`: cpu, cuda (a GPU a rank; core::UsageError where there is none) or auto (cuda where every
+  /// rank has one, else cpu).
+  ComputeDevice(Context& context, const std::string& choice);
+
+  at::Device device() const noexcept { return device_; }
+  comm::Communicator& group() noexcept { return group_ ? *group_ : world_; }
+
+ private:
+  comm::Communicator& world_;
+  at::Device device_ = at::kCPU;
+  std::unique_ptr<comm::Communicator> group_;
+};
+
+}  // namespace allosaur::jobs

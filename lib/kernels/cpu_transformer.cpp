@@ -1,0 +1,234 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/backends.hpp"
+#include "kernels/convert.hpp"
+#include "kernels/parallel.hpp"
+#include "kernels/vector_math.hpp"
+
+namespace allosaur::kernels::cpu {
+
+namespace {
+
+struct Statistics {
+  float mean, rstd;
+};
+
+ALLOSAUR_VECTORISED Statistics normalise(std::int64_t n, const float* __restrict x, const float* __restrict weight,
+                                         const float* __restrict bias, float eps, float* __restrict y) {
+  const float count = static_cast<float>(n);
+  float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) sum += x[i];
+  const float mean = sum / count;
+#pragma omp simd reduction(+ : squares)
+  for (std::int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const float rstd = 1.0F / std::sqrt(squares / count + eps);
+  for (std::int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
+  return {mean, rstd};
+}
+
+ALLOSAUR_VECTORISED void normalise_backward(std::int64_t n, const float* __restrict x, Statistics statistics,
+                                            const float* __restrict weight, const float* __restrict grad,
+                                            float* __restrict grad_x, float* __restrict grad_weight,
+                                            float* __restrict grad_bias) {
+  const float mean = statistics.mean, rstd = statistics.rstd;
+  float sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float unit = (x[i] - mean) * rstd, g = grad[i] * weight[i];
+    sum += g;
+    dot += g * unit;
+    grad_weight[i] += grad[i] * unit;
+    grad_bias[i] += grad[i];
+  }
+  const float mean_g = sum / static_cast<float>(n), mean_dot = dot / static_cast<float>(n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float unit = (x[i] - mean) * rstd, g = grad[i] * weight[i];
+    grad_x[i] = (g - mean_g - unit * mean_dot) * rstd;
+  }
+}
+
+ALLOSAUR_VECTORISED void gelu(std::int64_t n, const float* x, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * normal(x[i]).cdf;
+}
+
+ALLOSAUR_VECTORISED void gelu_backward(std::int64_t n, const float* x, const float* grad, float* grad_x) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Normal at = normal(x[i]);
+    grad_x[i] = grad[i] * (at.cdf + x[i] * at.pdf);
+  }
+}
+
+ALLOSAUR_VECTORISED void swiglu(std::int64_t n, const float* __restrict gate, const float* __restrict value,
+                                float* __restrict y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] = gate[i] * sigmoid(gate[i]) * value[i];
+}
+
+ALLOSAUR_VECTORISED void swiglu_backward(std::int64_t n, const float* gate, const float* value, const float* grad,
+                                         float* grad_gate, float* grad_value) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float s = sigmoid(gate[i]), silu = gate[i] * s, v = value[i], g = grad[i];
+    grad_gate[i] = g * v * (s + silu * (1.0F - s));
+    grad_value[i] = g * silu;
+  }
+}
+
+ALLOSAUR_VECTORISED void add(std::int64_t n, const float* __restrict x, float* __restrict y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+/// `y` may be `before`.
+ALLOSAUR_VECTORISED void add_scaled(std::int64_t n, const float* before, const float* x, float scale,
+                                    const float* gamma, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = before[i] + x[i] * (scale * gamma[i]);
+}
+
+ALLOSAUR_VECTORISED void copy_scaled(std::int64_t n, const float* __restrict x, float scale, float* __restrict y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * scale;
+}
+
+std::int64_t rows_a_piece(std::int64_t width) {
+  return std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, width));
+}
+
+std::int64_t row_at(const std::int64_t* index, std::int64_t i) {
+  return index == nullptr ? i : index[i];
+}
+
+/// An array of `type` read and written as float32, at most `width` elements at a time: 16-bit numbers pass through a
+/// buffer.
+class View {
+ public:
+  View(const void* data, Type type, std::int64_t width)
+      : View(const_cast<void*>(data), type, width) {}  // NOLINT: written only where the kernel's argument is not const
+  View(void* data, Type type, std::int64_t width)
+      : data_(data), type_(type), buffer_(static_cast<std::size_t>(type == Type::f32 ? 0 : width)) {}
+  /// Elements [begin, begin + n).
+  const float* read(std::int64_t begin, std::int64_t n) { return load(begin, n, data_, type_, buffer_.data()); }
+  /// Where elements from `begin` on are to be written; finish() puts them in place.
+  float* write(std::int64_t begin) { return type_ == Type::f32 ? static_cast<float*>(data_) + begin : buffer_.data(); }
+  void finish(std::int64_t begin, std::int64_t n) {
+    if (type_ != Type::f32) store(begin, n, buffer_.data(), type_, data_);
+  }
+
+ private:
+  void* data_;
+  Type type_;
+  std::vector<float> buffer_;
+};
+
+}  // namespace
+
+void run(const LayerNorm& k) {
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), output(k.output, k.type, k.dim);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* row = x.read(row_at(k.index, i) * k.dim, k.dim);
+      if (k.gathered != nullptr) store(i * k.dim, k.dim, row, k.type, k.gathered);
+      const Statistics statistics =
+          normalise(k.dim, row, k.weight, k.bias, static_cast<float>(k.eps), output.write(i * k.dim));
+      output.finish(i * k.dim, k.dim);
+      if (k.mean != nullptr) k.mean[i] = statistics.mean;
+      if (k.rstd != nullptr) k.rstd[i] = statistics.rstd;
+    }
+  });
+}
+
+void run(const LayerNormBackward& k) {
+  // The parameters' gradients are summed within pieces and then over them, in an order that no thread count changes.
+  constexpr std::int64_t kMaxPieces = 64;
+  const std::int64_t grain = std::max(rows_a_piece(k.dim), (k.rows + kMaxPieces - 1) / kMaxPieces);
+  const std::int64_t pieces = (k.rows + grain - 1) / grain;
+  std::vector<float> partial(static_cast<std::size_t>(pieces * 2 * k.dim));
+  for_pieces(k.rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), grad_output(k.grad_output, k.type, k.dim), grad_x(k.grad_x, k.type, k.dim);
+    float* grad_weight = partial.data() + begin / grain * 2 * k.dim;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t to = row_at(k.index, i) * k.dim;
+      normalise_backward(k.dim, x.read(i * k.dim, k.dim), {k.mean[i], k.rstd[i]}, k.weight,
+                         grad_output.read(i * k.dim, k.dim), grad_x.write(to), grad_weight, grad_weight + k.dim);
+      grad_x.finish(to, k.dim);
+    }
+  });
+  std::fill_n(k.grad_weight, k.dim, 0.0F);
+  std::fill_n(k.grad_bias, k.dim, 0.0F);
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    add(k.dim, partial.data() + piece * 2 * k.dim, k.grad_weight);
+    add(k.dim, partial.data() + (piece * 2 + 1) * k.dim, k.grad_bias);
+  }
+}
+
+void run(const Gelu& k) {
+  for_pieces(k.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, kGrain), output(k.output, k.type, kGrain);
+    gelu(end - begin, x.read(begin, end - begin), output.write(begin));
+    output.finish(begin, end - begin);
+  });
+}
+
+void run(const GeluBackward& k) {
+  for_pieces(k.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, kGrain), grad_output(k.grad_output, k.type, kGrain), grad_x(k.grad_x, k.type, kGrain);
+    gelu_backward(end - begin, x.read(begin, end - begin), grad_output.read(begin, end - begin), grad_x.write(begin));
+    grad_x.finish(begin, end - begin);
+  });
+}
+
+void run(const SwiGlu& k) {
+  for_pieces(k.rows, rows_a_piece(k.hidden), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, 2 * k.hidden), output(k.output, k.type, k.hidden);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* gate = x.read(i * 2 * k.hidden, 2 * k.hidden);
+      swiglu(k.hidden, gate, gate + k.hidden, output.write(i * k.hidden));
+      output.finish(i * k.hidden, k.hidden);
+    }
+  });
+}
+
+void run(const SwiGluBackward& k) {
+  for_pieces(k.rows, rows_a_piece(k.hidden), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, 2 * k.hidden), grad_output(k.grad_output, k.type, k.hidden),
+        grad_x(k.grad_x, k.type, 2 * k.hidden);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* gate = x.read(i * 2 * k.hidden, 2 * k.hidden);
+      float* grad_gate = grad_x.write(i * 2 * k.hidden);
+      swiglu_backward(k.hidden, gate, gate + k.hidden, grad_output.read(i * k.hidden, k.hidden), grad_gate,
+                      grad_gate + k.hidden);
+      grad_x.finish(i * 2 * k.hidden, 2 * k.hidden);
+    }
+  });
+}
+
+void run(const ResidualAdd& k) {
+  const std::vector<float> ones(static_cast<std::size_t>(k.gamma == nullptr ? k.dim : 0), 1.0F);
+  const float* gamma = k.gamma == nullptr ? ones.data() : k.gamma;
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), branch(k.branch, k.type, k.dim);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t to = row_at(k.index, i) * k.dim;
+      const float* before = x.read(to, k.dim);
+      add_scaled(k.dim, before, branch.read(i * k.dim, k.dim), k.scale == nullptr ? 1.0F : k.scale[i], gamma,
+                 x.write(to));
+      x.finish(to, k.dim);
+    }
+  });
+}
+
+void run(const ResidualGather& k) {
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), output(k.output, k.type, k.dim);
+    for (std::int64_t i = begin; i < end; ++i) {
+      copy_scaled(k.dim, x.read(row_at(k.index, i) * k.dim, k.dim), k.scale == nullptr ? 1.0F : k.scale[i],
+                  output.write(i * k.dim));
+      output.finish(i * k.dim, k.dim);
+    }
+  });
+}
+
+}  // namespace allosaur::kernels::cpu

@@ -1,0 +1,161 @@
+#pragma once
+#include <cstdint>
+
+namespace allosaur::kernels {
+
+/// Where the pointers of a kernel live: host memory, or CUDA memory, whose kernels are queued on `stream`.
+struct Device {
+  bool cuda = false;
+  void* stream = nullptr;  ///< a cudaStream_t; null: the default stream
+};
+
+/// How numbers of the compute type are stored.
+enum class Type : std::uint8_t { f32, f16, bf16 };
+
+/// Runs a kernel: one of the structs below, which holds its arguments. Pointers are not owned, need the alignment of
+/// their elements only, and do not overlap unless said. Arrays are dense and row-major. On the host the call returns
+/// when the work is done, spread over OpenMP's threads; the result does not depend on their number. Sums are float32
+/// (double over long rows). Throws core::PeerError for a CUDA device in a build without CUDA.
+template <class Kernel>
+void run(const Device& device, const Kernel& kernel);
+
+/// AdamW with decoupled decay (Loshchilov & Hutter 2019), as in PyTorch, the EMA teacher and the casts to the compute
+/// type, in one pass over n elements:
+///   weights -= lr weight_decay weights;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2
+///   weights -= lr / correction1 * m / (sqrt(v) / sqrt(correction2) + eps)
+///   teacher += (1 - teacher_momentum)(weights - teacher)
+/// with g = gradient_scale * gradient and correction_i = 1 - beta_i^step.
+struct AdamWEma {
+  std::int64_t n = 0;
+  const void* gradient = nullptr;
+  Type gradient_type = Type::f32;
+  float *exp_avg = nullptr, *exp_avg_sq = nullptr, *weights = nullptr, *teacher = nullptr;
+  double gradient_scale = 1, lr = 0, weight_decay = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double correction1 = 1, correction2 = 1, teacher_momentum = 1;
+  Type compute_type = Type::f32;
+  void *student_compute = nullptr, *teacher_compute = nullptr;  ///< n of compute_type each, or null: not wanted
+};
+
+/// output (+)= weight * softmax(logits / temperature + shift), row by row.
+struct TargetRows {
+  std::int64_t rows = 0, prototypes = 0;
+  const void* logits = nullptr;  ///< [rows, K] of `type`
+  Type type = Type::f32;
+  const float* shift = nullptr;  ///< [K]
+  double temperature = 1, weight = 1;
+  bool accumulate = false;
+  float* output = nullptr;  ///< [rows, K]
+};
+
+/// Cross-entropy of rows of scores against targets whose rows sum to `mass`, and its gradient:
+///   loss[i] = row_weight[i] * (mass * logsumexp(s_i / temperature) - sum_k target_ik s_ik / temperature)
+///   scores[i] becomes row_weight[i] / temperature * (mass * softmax(s_i / temperature) - target_i)
+struct CrossEntropyRows {
+  std::int64_t rows = 0, prototypes = 0;
+  float* scores = nullptr;            ///< [rows, K], in and out
+  const float* target = nullptr;      ///< [rows, K]
+  const float* row_weight = nullptr;  ///< [rows]
+  double mass = 1, temperature = 1;
+  float* loss = nullptr;  ///< [rows]
+};
+
+/// output[i] = log sum_k exp(logits[i, k] / temperature + shift[k]).
+struct RowLogSumExp {
+  std::int64_t rows = 0, prototypes = 0;
+  const void* logits = nullptr;  ///< [rows, K] of `type`
+  Type type = Type::f32;
+  const float* shift = nullptr;  ///< [K]
+  double temperature = 1;
+  float* output = nullptr;  ///< [rows]
+};
+
+/// output[k] = log sum_i exp(logits[i, k] / temperature + shift[i]); minus infinity where there are no rows.
+struct ColumnLogSumExp {
+  std::int64_t rows = 0, prototypes = 0;
+  const void* logits = nullptr;  ///< [rows, K] of `type`
+  Type type = Type::f32;
+  const float* shift = nullptr;  ///< [rows]
+  double temperature = 1;
+  float* output = nullptr;  ///< [K]
+};
+
+/// Layer normalisation of chosen rows: output[i] = normalised x[index[i]] * weight + bias. In the kernels from
+/// here on `type` is that of the void pointers; parameters, their gradients and statistics are float32.
+struct LayerNorm {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32;
+  const void* x = nullptr;              ///< [any, dim]
+  const std::int64_t* index = nullptr;  ///< [rows] into x, or null: row i is row i
+  const float *weight = nullptr, *bias = nullptr;
+  double eps = 1e-6;
+  void* output = nullptr;                  ///< [rows, dim]
+  void* gathered = nullptr;                ///< [rows, dim]: the chosen rows of x, for the backward pass; or null
+  float *mean = nullptr, *rstd = nullptr;  ///< [rows]; or null
+};
+
+/// Its gradients. grad_x is written at the chosen rows only; grad_weight and grad_bias are overwritten.
+struct LayerNormBackward {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32;
+  const void* x = nullptr;  ///< [rows, dim], gathered
+  const float *mean = nullptr, *rstd = nullptr, *weight = nullptr;
+  const void* grad_output = nullptr;    ///< [rows, dim]
+  const std::int64_t* index = nullptr;  ///< [rows] into grad_x, without repetition; or null
+  void* grad_x = nullptr;               ///< [any, dim]
+  float *grad_weight = nullptr, *grad_bias = nullptr;
+};
+
+/// Exact GELU, x * Phi(x). `output` may be `x`.
+struct Gelu {
+  std::int64_t n = 0;
+  Type type = Type::f32;
+  const void* x = nullptr;
+  void* output = nullptr;
+};
+
+/// grad_x = grad_output * (Phi(x) + x phi(x)). `grad_x` may be `grad_output` or `x`.
+struct GeluBackward {
+  std::int64_t n = 0;
+  Type type = Type::f32;
+  const void *x = nullptr, *grad_output = nullptr;
+  void* grad_x = nullptr;
+};
+
+/// output = silu(x[:, :hidden]) * x[:, hidden:].
+struct SwiGlu {
+  std::int64_t rows = 0, hidden = 0;
+  Type type = Type::f32;
+  const void* x = nullptr;  ///< [rows, 2 hidden]
+  void* output = nullptr;   ///< [rows, hidden]
+};
+
+/// Its gradient. `grad_x` may be `x` (rows of both are read before they are written).
+struct SwiGluBackward {
+  std::int64_t rows = 0, hidden = 0;
+  Type type = Type::f32;
+  const void *x = nullptr, *grad_output = nullptr;
+  void* grad_x = nullptr;  ///< [rows, 2 hidden]
+};
+
+/// x[index[i]] += scale[i] * gamma * branch[i]: a residual branch with LayerScale and stochastic depth.
+struct ResidualAdd {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32;
+  void* x = nullptr;                    ///< [any, dim]
+  const std::int64_t* index = nullptr;  ///< [rows] into x, without repetition; or null: row i is row i
+  const float* scale = nullptr;         ///< [rows], or null: 1
+  const float* gamma = nullptr;         ///< [dim], or null: 1
+  const void* branch = nullptr;         ///< [rows, dim]
+};
+
+/// output[i] = scale[i] * x[index[i]]: what reaches the branch of a residual addition, before gamma.
+struct ResidualGather {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32;
+  const void* x = nullptr;
+  const std::int64_t* index = nullptr;
+  const float* scale = nullptr;
+  void* output = nullptr;  ///< [rows, dim]
+};
+
+}  // namespace allosaur::kernels

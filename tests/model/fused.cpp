@@ -1,0 +1,117 @@
+#include "model/fused.hpp"
+
+#include <functional>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include "testing.hpp"
+
+namespace allosaur {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+/// A residual branch x[rows] += scale * gamma * linear(activation(linear(layer_norm(x[rows])))) and its inputs.
+struct Branch {
+  model::Activation activation;
+  bool chosen, layer_scale;
+  Tensors inputs;  // x, norm weight and bias, first weight and bias, second weight and bias, gamma
+  model::Rows rows;
+  at::Tensor grad;
+
+  Branch(model::Activation which, bool chosen_rows, bool with_gamma)
+      : activation(which), chosen(chosen_rows), layer_scale(with_gamma) {
+    at::manual_seed(5);
+    const std::int64_t tokens = 11, dim = 24, inner = 20, hidden = activation == model::Activation::swiglu ? 40 : inner;
+    inputs = {at::randn({tokens, dim}) * 2 + 1,
+              at::randn({dim}),
+              at::randn({dim}),
+              at::randn({hidden, dim}) * 0.2,
+              at::randn({hidden}),
+              at::randn({dim, inner}) * 0.2,
+              at::randn({dim}),
+              at::randn({dim}) * 1e-3};
+    if (chosen) rows = {at::tensor({7, 0, 10, 3, 4}, at::kLong), at::rand({5}) + 1};
+    grad = at::randn({tokens, dim});
+  }
+
+  /// With LibTorch's own operators.
+  at::Tensor plain(const Tensors& in) const {
+    at::Tensor y = chosen ? in[0].index_select(0, rows.index) : in[0];
+    y = at::linear(at::layer_norm(y, {in[0].size(1)}, in[1], in[2], model::kNormEps), in[3], in[4]);
+    if (activation == model::Activation::gelu) y = at::gelu(y);
+    if (activation == model::Activation::swiglu) y = at::silu(y.chunk(2, 1)[0]) * y.chunk(2, 1)[1];
+    y = at::linear(y, in[5], in[6]);
+    if (layer_scale) y = y * in[7];
+    return chosen ? in[0].index_add(0, rows.index, y * rows.scale.to(y.dtype()).unsqueeze(1)) : in[0] + y;
+  }
+
+  at::Tensor fused(const Tensors& in) const {
+    const at::Tensor x = in[0].clone();
+    const at::Tensor hidden = model::norm_linear(x, rows, in[1], in[2], in[3], in[4], false);
+    return model::add_linear(x, rows, activation, hidden, in[5], in[6], layer_scale ? in[7] : at::Tensor(), false);
+  }
+
+  /// The output and the gradients of all inputs, of numbers rounded to `type`.
+  Tensors run(bool ours, at::ScalarType type) const {
+    Tensors leaves;
+    for (const at::Tensor& input : inputs) leaves.push_back(input.to(type).clone().requires_grad_(true));
+    const at::Tensor output = ours ? fused(leaves) : plain(leaves);
+    output.backward(grad.to(type));
+    Tensors result{output.detach()};
+    for (const at::Tensor& leaf : leaves)
+      if (leaf.grad().defined()) result.push_back(leaf.grad());
+    return result;
+  }
+};
+
+void compare(const Tensors& ours, const Tensors& theirs, double tolerance) {
+  REQUIRE(ours.size() == theirs.size());
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    CAPTURE(i);
+    const at::Tensor expected = theirs[i].to(at::kDouble);
+    CHECK((ours[i].to(at::kDouble) - expected).norm().item<double>() <= tolerance * expected.norm().item<double>());
+  }
+}
+
+void for_branches(const std::function<void(const Branch&)>& check) {
+  for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
+    for (const bool chosen : {false, true})
+      for (const bool layer_scale : {false, true}) check(Branch(activation, chosen, layer_scale));
+}
+
+TEST_CASE("fused residual branches equal LibTorch's operators in float64, with all gradients") {
+  for_branches(
+      [](const Branch& branch) { compare(branch.run(true, at::kFloat), branch.run(false, at::kDouble), 2e-6); });
+}
+
+TEST_CASE("fused residual branches in 16 bits err no more than LibTorch's operators in 16 bits") {
+  for_branches([](Branch branch) {
+    branch.inputs[7] *= 1e-2;  // gamma about 1e-5, as at the start, and a loss scale
+    branch.grad *= 30;
+    for (const auto type : {at::kBFloat16, at::kHalf}) {
+      for (at::Tensor& input : branch.inputs) input = input.to(type).to(at::kFloat);
+      branch.grad = branch.grad.to(type).to(at::kFloat);
+      compare(branch.run(true, type), branch.run(false, at::kDouble), type == at::kHalf ? 2e-3 : 2e-2);
+    }
+  });
+}
+
+TEST_CASE("fused branches give the same without gradients") {
+  const Branch branch(model::Activation::gelu, true, true);
+  const at::Tensor expected = branch.run(true, at::kFloat).front();
+  const at::NoGradGuard no_grad;
+  CHECK(at::equal(branch.fused(branch.inputs), expected));
+}
+
+TEST_CASE("fused GELU equals LibTorch's") {
+  const at::Tensor x = at::linspace(-6, 6, 1001).requires_grad_(true), y = x.detach().clone().requires_grad_(true);
+  const at::Tensor ours = model::fused_gelu(x), theirs = at::gelu(y);
+  (ours * ours).sum().backward();
+  (theirs * theirs).sum().backward();
+  compare({ours.detach(), x.grad()}, {theirs.detach(), y.grad()}, 1e-6);
+}
+
+}  // namespace
+}  // namespace allosaur

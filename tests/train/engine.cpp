@@ -1,0 +1,247 @@
+// One iteration of the engine on synthetic crops: what must not depend on ranks, micro-batches or recomputation, and
+// what happens when numbers are not finite.
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include "core/random.hpp"
+#include "testing.hpp"
+#include "train/step.hpp"
+
+namespace allosaur {
+namespace {
+
+constexpr std::int64_t kImages = 8, kGroup = 2, kLocals = 3, kSide = 16, kLocalSide = 8, kPatches = 16;
+
+train::NetworkConfig small_network() {
+  train::NetworkConfig network;
+  network.backbone = {
+      .image_size = kSide, .patch_size = 4, .embed_dim = 24, .depth = 3, .num_heads = 3, .layer_scale = 0.5};
+  network.dino_head = {.in_dim = 24, .hidden_dim = 32, .bottleneck_dim = 8, .layers = 3, .prototypes = 40};
+  network.ibot_head = network.dino_head;
+  network.separate_ibot_head = true;
+  return network;
+}
+
+/// Noise that depends on the image and the crop only, whichever rank asks.
+at::Tensor crops(std::int64_t first, std::int64_t images, std::int64_t count, std::int64_t side, std::uint32_t stream) {
+  at::Tensor all = at::empty({count * images, 3, side, side});
+  for (std::int64_t crop = 0; crop < count; ++crop)
+    for (std::int64_t i = 0; i < images; ++i) {
+      core::Random random(1, core::Purpose::demo, static_cast<std::uint64_t>((first + i) * 100 + crop), stream);
+      at::Tensor one = all[crop * images + i].flatten();
+      for (std::int64_t k = 0; k < one.numel(); ++k) one.data_ptr<float>()[k] = static_cast<float>(random.normal());
+    }
+  return all;
+}
+
+/// Images [first, first + images) of the global batch.
+train::MicroBatch micro_batch(std::int64_t first, std::int64_t images, double drop_rate) {
+  train::MicroBatch batch;
+  batch.global_crops = crops(first, images, 2, kSide, 0);
+  batch.local_crops = crops(first, images, kLocals, kLocalSide, 1);
+  batch.masks = crops(first, images, 2, kSide, 2).flatten(1).narrow(1, 0, kPatches) > 0.6;
+  const std::vector<double> rates(3, drop_rate);
+  batch.kept_global = train::kept_rows(rates, {images, 2, kGroup, first / kGroup}, 7, 0);
+  batch.kept_local = train::kept_rows(rates, {images, kLocals, kGroup, first / kGroup}, 7, 1);
+  return batch;
+}
+
+struct Engine {
+  explicit Engine(comm::Communicator& ranks, const train::UnitsConfig& config = {}, bool recompute = false,
+                  train::Centering centering = train::Centering::sinkhorn_knopp)
+      : group(ranks), student(network(recompute)), teacher(network(recompute)) {
+    for (train::Network* n : {&student, &teacher})
+      for (const train::NetworkParameter& p : n->parameters()) {
+        model::initialise(p.parameter, p.prefix, 3);
+        // In heads this narrow the published deviation leaves embeddings of 1e-3, whose normalisation blows up
+        // gradients.
+        if (p.parameter.name.starts_with("mlp.")) p.parameter.tensor->mul_(10);
+      }
+    units = std::make_unique<train::Units>(group, student, teacher, config);
+    train::ObjectiveConfig objective;
+    objective.centering = centering;
+    trainer = std::make_unique<train::Trainer>(group, group, student, teacher, *units, objective, config);
+  }
+  static train::NetworkConfig network(bool recompute) {
+    train::NetworkConfig config = small_network();
+    config.checkpoint_activations = recompute;
+    return config;
+  }
+
+  /// This rank's share of the global batch in `passes` micro-batches.
+  train::StepInput input(int passes = 1, double drop_rate = 0.4) const {
+    train::StepInput step;
+    step.group = kGroup;
+    step.schedule = {
+        .lr = 0.01, .weight_decay = 0.1, .momentum = 0.9, .teacher_temperature = 0.05, .last_layer_lr = 0.01};
+    step.statistics = true;
+    const std::int64_t share = kImages / group.size(), size = share / passes;
+    for (int i = 0; i < passes; ++i)
+      step.batches.push_back(micro_batch(group.rank() * share + i * size, size, drop_rate));
+    return step;
+  }
+
+  /// Every weight of student and teacher.
+  at::Tensor weights() {
+    const at::NoGradGuard no_grad;
+    units->wait_for_teacher();
+    units->wait_for_student();
+    std::vector<at::Tensor> all;
+    for (train::Network* n : {&student, &teacher})
+      for (const train::NetworkParameter& p : n->parameters())
+        all.push_back(p.parameter.tensor->detach().flatten().to(at::kDouble));
+    return at::cat(all);
+  }
+
+  comm::Communicator& group;
+  train::Network student, teacher;
+  std::unique_ptr<train::Units> units;
+  std::unique_ptr<train::Trainer> trainer;
+};
+
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
+TEST_CASE("losses and updates do not depend on the number of ranks or micro-batches") {
+  auto& world = testing::world();
+  const auto alone = world.split(world.rank(), 0);
+  for (const auto centering : {train::Centering::sinkhorn_knopp, train::Centering::softmax}) {
+    Engine reference(*alone, {}, false, centering);
+    const at::Tensor before = reference.weights();
+    Engine together(world, {}, false, centering);
+    train::UnitsConfig accumulate;
+    accumulate.accumulate = true;
+    Engine split(*alone, accumulate, false, centering);
+    for (int i = 0; i < 3; ++i) {
+      const train::StepResult expected = reference.trainer->run(reference.input());
+      for (const train::StepResult& ours :
+           {together.trainer->run(together.input()), split.trainer->run(split.input(2))}) {
+        CHECK(ours.verdict == train::StepVerdict::updated);
+        CHECK(ours.dino_local == doctest::Approx(expected.dino_local).epsilon(1e-5));
+        CHECK(ours.dino_global == doctest::Approx(expected.dino_global).epsilon(1e-5));
+        CHECK(ours.ibot == doctest::Approx(expected.ibot).epsilon(1e-5));
+        CHECK(ours.koleo == doctest::Approx(expected.koleo).epsilon(1e-5));
+        CHECK(ours.gradient_norm[0] == doctest::Approx(expected.gradient_norm[0]).epsilon(1e-4));
+      }
+    }
+    const at::Tensor change = reference.weights() - before;
+    CHECK(change.norm().item<double>() > 0.01);
+    CHECK(distance(together.weights() - before, change) < 1e-3);
+    CHECK(distance(split.weights() - before, change) < 1e-3);
+  }
+}
+
+TEST_CASE("recomputing activations changes nothing") {
+  Engine plain(testing::world()), recomputing(testing::world(), {}, true);
+  for (int i = 0; i < 2; ++i) {
+    plain.trainer->run(plain.input());
+    recomputing.trainer->run(recomputing.input());
+  }
+  CHECK(at::equal(plain.weights(), recomputing.weights()));
+}
+
+TEST_CASE("bfloat16 and float16 train like float32, up to their rounding") {
+  Engine exact(testing::world());
+  const at::Tensor before = exact.weights();
+  const auto losses = [](Engine& engine, int passes) {
+    std::vector<double> all;
+    for (int i = 0; i < 6; ++i) {
+      const train::StepResult step = engine.trainer->run(engine.input(passes));
+      CHECK(step.verdict == train::StepVerdict::updated);
+      all.push_back(step.total);
+    }
+    return all;
+  };
+  const std::vector<double> expected = losses(exact, 1);
+  CHECK(expected.back() < expected.front());
+  const at::Tensor change = exact.weights() - before;
+  const int passes = testing::world().size() == 1 ? 2 : 1;
+  for (const auto precision : {train::Precision::bfloat16, train::Precision::float16}) {
+    CAPTURE(train::name_of(precision));
+    train::UnitsConfig config;
+    config.precision = precision;
+    config.accumulate = passes > 1;
+    Engine rounded(testing::world(), config);
+    if (precision == train::Precision::float16) rounded.trainer->state().loss_scale = 1024;  // that has settled
+    const std::vector<double> ours = losses(rounded, passes);
+    for (std::size_t i = 0; i < ours.size(); ++i) CHECK(ours[i] == doctest::Approx(expected[i]).epsilon(0.03));
+    // Masters and EMA are float32: the change is the same to a few per cent, where the weights alone would round it
+    // off.
+    at::Tensor cosine = at::dot(rounded.weights() - before, change);
+    cosine /= (rounded.weights() - before).norm() * change.norm();
+    CHECK(cosine.item<double>() > 0.9);
+  }
+}
+
+TEST_CASE("float16: an overflow halves the loss scale and updates nothing; the next iteration goes on") {
+  train::UnitsConfig config;
+  config.precision = train::Precision::float16;
+  Engine engine(testing::world(), config);
+  engine.trainer->state().loss_scale = 1e9;  // gradients beyond 65504
+  const at::Tensor before = engine.weights();
+  int overflows = 0;
+  while (engine.trainer->run(engine.input()).verdict == train::StepVerdict::overflowed && overflows < 40) {
+    ++overflows;
+    CHECK(engine.trainer->state().loss_scale == 1e9 / std::pow(2, overflows));
+    CHECK(at::equal(engine.weights(), before));
+    CHECK(engine.trainer->state().updates == 0);
+  }
+  CHECK(overflows > 0);
+  CHECK(overflows < 40);
+  CHECK(engine.trainer->state().updates == 1);
+  CHECK_FALSE(at::equal(engine.weights(), before));
+}
+
+TEST_CASE("a loss that is not finite on one rank updates nothing on any") {
+  Engine engine(testing::world(), {}, false, train::Centering::softmax);
+  engine.trainer->run(engine.input());
+  const at::Tensor before = engine.weights(), center = engine.trainer->state().dino.state();
+  train::StepInput input = engine.input();
+  if (testing::world().rank() == testing::world().size() - 1)
+    input.batches[0].global_crops[0].fill_(std::numeric_limits<float>::quiet_NaN());
+  CHECK(engine.trainer->run(input).verdict == train::StepVerdict::not_finite);
+  CHECK(at::equal(engine.weights(), before));
+  CHECK(at::equal(engine.trainer->state().dino.state().nan_to_num(), center.nan_to_num()));
+  CHECK(engine.trainer->state().updates == 1);
+  CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
+}
+
+TEST_CASE("optimiser state is shared out, and the bytes sent are those of the formula") {
+  auto& world = testing::world();
+  const std::int64_t ranks = world.size();
+  for (const auto precision : {train::Precision::float32, train::Precision::bfloat16}) {
+    CAPTURE(train::name_of(precision));
+    train::UnitsConfig config;
+    config.precision = precision;
+    Engine engine(world, config);
+    std::int64_t mine = 0, all = 0, heads = 0;
+    for (const train::Units::Slice& slice : engine.units->slices()) {
+      if (!slice.name.starts_with("exp_avg.")) continue;
+      mine += slice.values.numel();
+      all += slice.total;
+      if (slice.name.find("head") != std::string::npos) heads += slice.total;
+    }
+    CHECK(world.sum(mine) == all);
+    CHECK(mine <= (all + 32 * ranks) / ranks + 64);
+
+    const std::int64_t sent = world.traffic().bytes_sent;
+    train::StepInput input = engine.input();
+    engine.trainer->run(input);
+    engine.weights();
+    const std::int64_t bytes = precision == train::Precision::float32 ? 4 : 2;
+    const auto share = [&](std::int64_t n) { return n * (ranks - 1) / ranks; };
+    // Gradients (heads in float32), student, teacher; 2 x 3 x 2 vectors over prototypes of Sinkhorn-Knopp; the losses.
+    const std::int64_t expected =
+        share((all - heads) * bytes + heads * 4 + 2 * all * bytes) + 2 * share(12 * 40 * 4) + 2 * share(9 * 8);
+    const auto difference = static_cast<double>(world.traffic().bytes_sent - sent - expected);
+    CHECK(std::abs(difference) <= 0.02 * static_cast<double>(expected));  // units are padded to a multiple of ranks
+  }
+}
+
+}  // namespace
+}  // namespace allosaur
