@@ -202,8 +202,7 @@ evaluation::EvaluateConfig evaluate_config(const core::Options& options, int thr
 Outcome evaluate(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
-  RunDirectory run(context, "evaluate", options.path("output"));
-
+  // Before the output directory is opened, so that a mistake does not become its configuration.
   struct Inputs {
     evaluation::EvaluateConfig config;
     std::string weights, train, test;
@@ -221,6 +220,7 @@ Outcome evaluate(Context& context) {
   const evaluation::EvaluateConfig& config = inputs.config;
   const auto train = data::open_dataset(world, inputs.train, /*labelled=*/true);
   const auto test = data::open_dataset(world, inputs.test, /*labelled=*/true);
+  RunDirectory run(context, "evaluate", options.path("output"));
 
   Results results;
   const std::string identity = comm::on_root(world, [&] {
@@ -247,6 +247,7 @@ Outcome evaluate(Context& context) {
   hooks.progress = [&](auto... stage) { progress.update(stage...); };
   evaluation::FrozenSets sets = evaluation::extract_sets(world, *inputs.backbone, *train, *test, config, hooks);
   rejected.judge(world.rank() == 0 ? train->size() + test->size() : 0, options.number("run.max_rejected"));
+  if (world.max(context.stop.requested() ? 1 : 0) > 0) return Outcome::preempted;
   const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
 
   const json common{{"identity", identity},

@@ -36,16 +36,18 @@ class PackJob final : public Job {
 
   Outcome run(Context& context) const override {
     comm::Communicator& world = context.world;
-    const RunDirectory directory(context, name(), context.options.path("output"));
-    const fs::path index = directory.path() / data::kPackedIndexName;
+    const fs::path index = context.options.path("output") / data::kPackedIndexName;
     const bool labelled = context.options.flag("pack.labelled");
-    if (!comm::on_root(world, [&] { return fs::exists(index) ? "done" : ""; }).empty()) {
-      const auto packed = data::open_dataset(world, index, labelled);
-      context.log.info("{} already holds {} packed images; nothing to do.", index.string(), packed->size());
+    const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
+    // The source before the output directory, so that a misspelt path does not become its configuration.
+    const auto source = packed ? nullptr : data::open_dataset(world, context.options.path("pack.source"), labelled);
+    const RunDirectory directory(context, name(), context.options.path("output"));
+    if (packed) {
+      context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
+                       data::open_dataset(world, index, labelled)->size());
       return Outcome::complete;
     }
 
-    const auto source = data::open_dataset(world, context.options.path("pack.source"), labelled);
     const std::vector<std::int64_t> rows = share_of(world, source->size());
     core::Progress progress(context.log, "pack", static_cast<std::int64_t>(rows.size()), "images");
     RejectedList rejected(context, directory.path());

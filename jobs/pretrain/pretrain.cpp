@@ -99,7 +99,7 @@ Outcome pretrain(Context& context) {
     });
     return Outcome::complete;
   }
-  RunDirectory run(context, "pretrain", options.path("output"));
+  // Before the output directory is opened, so that a mistake does not become its configuration.
   train::TrainConfig config = comm::coordinate(world, [&] {
     if (options.text("train.dataset_path").empty())
       throw core::UsageError("train.dataset_path is not given: name a folder of images, or packed shards.");
@@ -108,9 +108,10 @@ Outcome pretrain(Context& context) {
   config.loader.max_rejected = options.number("run.max_rejected");
   const std::int64_t workers = options.integer("train.num_workers");
   config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
+  const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
+  RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
-  const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
   ComputeDevice device(context, options.text("train.device"));
   config.units.device = device.device();
 

@@ -59,14 +59,20 @@ std::string network_text(const NetworkConfig& config) {
   return text.dump();
 }
 
+/// The iteration that a checkpoint folder is named after.
+std::optional<std::int64_t> iteration_of(const std::filesystem::path& folder) {
+  const std::string name = folder.filename().string();
+  std::int64_t iteration = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), iteration);
+  if (error != std::errc() || end != name.data() + name.size()) return std::nullopt;
+  return iteration;
+}
+
 std::vector<std::int64_t> published(const std::filesystem::path& directory) {
   std::vector<std::int64_t> iterations;
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    std::int64_t iteration = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), iteration);
-    if (error == std::errc() && end == name.data() + name.size() && exists(entry.path() / model::kCheckpointFile))
-      iterations.push_back(iteration);
+    const std::optional<std::int64_t> iteration = iteration_of(entry.path());
+    if (iteration && exists(entry.path() / model::kCheckpointFile)) iterations.push_back(*iteration);
   }
   std::ranges::sort(iterations);
   return iterations;
@@ -76,7 +82,7 @@ std::filesystem::path folder_of(const std::filesystem::path& directory, std::int
   return directory / fmt::format("{:07}", iteration);
 }
 
-/// Removes the checkpoints that are not kept.
+/// Removes the checkpoints that are not kept, and what is left of those that were never published.
 void prune(const std::filesystem::path& directory, std::int64_t keep_last, std::int64_t keep_every) {
   const std::vector<std::int64_t> iterations = published(directory);
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep_last) < iterations.size(); ++i) {
@@ -86,6 +92,12 @@ void prune(const std::filesystem::path& directory, std::int64_t keep_last, std::
     std::error_code ignored;  // a folder that cannot be removed now is removed next time
     std::filesystem::remove(folder / model::kCheckpointFile, ignored);  // first: no longer a checkpoint
     std::filesystem::remove_all(folder, ignored);
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::optional<std::int64_t> iteration = iteration_of(entry.path());
+    if (!iteration || *iteration >= iterations.back() || exists(entry.path() / model::kCheckpointFile)) continue;
+    std::error_code ignored;
+    std::filesystem::remove_all(entry.path(), ignored);
   }
 }
 
@@ -230,6 +242,8 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& sta
     try {
       comm::coordinate(group_, [&] {
         const io::ShardedReader reader(folder(*iteration) / model::kCheckpointFile);
+        if (reader.text_attribute(model::kLayoutAttribute) != model::to_json(teacher_layout(units)))
+          throw core::StorageError(fmt::format("{} is of another network.", folder(*iteration).string()));
         for (const Units::Slice& slice : units.slices()) {
           if (reader.shape(slice.name) != std::vector<std::int64_t>{slice.total})
             throw core::StorageError(fmt::format("{} holds {} in another shape: it is of another network.",
@@ -255,9 +269,12 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& sta
                    error.what());
     }
   }
-  if (!iterations.empty())
-    throw core::StorageError(fmt::format("No checkpoint in {} can be read; the oldest: {} Remove them to start afresh.",
-                                         directory_.string(), last_problem));
+  comm::coordinate(group_, [&] {
+    if (!iterations.empty())
+      throw core::StorageError(
+          fmt::format("No checkpoint in {} can be read; the oldest: {} Remove them to start afresh.",
+                      directory_.string(), last_problem));
+  });
   return std::nullopt;
 }
 

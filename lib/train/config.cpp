@@ -37,6 +37,12 @@ Precision precision(const std::string& name) {
   throw core::UsageError(fmt::format("train.precision is \"{}\"; it must be float32, bfloat16 or float16.", name));
 }
 
+std::int64_t not_negative(const core::Options& options, const char* key) {
+  const std::int64_t value = options.integer(key);
+  if (value < 0) throw core::UsageError(fmt::format("{} is {}; it must not be negative.", key, value));
+  return value;
+}
+
 /// Two numbers, low <= high.
 std::pair<double, double> range(const core::Options& options, const char* key) {
   const Numbers& values = options.get<Numbers>(key);
@@ -86,7 +92,7 @@ model::HeadConfig head_config(const core::Options& options, const std::string& p
 
 void declare_options(core::Options& o) {
   o.section("Pretraining: data");
-  o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards");
+  o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards", OptionKind::free);
   o.add("train.batch_size", std::int64_t{0},
         "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
   o.add("train.batch_size_per_gpu", std::int64_t{64},
@@ -116,14 +122,16 @@ void declare_options(core::Options& o) {
   o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
   o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size");
   o.add("student.pretrained_weights", std::string(),
-        "Backbone weights to start from (.safetensors or a checkpoint folder)");
+        "Backbone weights to start from (.safetensors or a checkpoint folder)", OptionKind::free);
   o.add(
       "train.start_from", std::string(),
-      "Checkpoint folder of another run to start from: student, teacher and heads, with a new optimiser and schedules");
+      "Checkpoint folder of another run to start from: student, teacher and heads, with a new optimiser and schedules",
+      OptionKind::free);
   o.add(
       "distillation.checkpoint_path", std::string(),
       "Checkpoint folder whose teacher is distilled: frozen and unmasked, iBOT on all patches; the EMA of the student "
-      "is the result");
+      "is the result",
+      OptionKind::free);
 
   o.section("Pretraining: objective");
   for (const std::string head : {"dino", "ibot"}) {
@@ -314,13 +322,13 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   if (products == "medium" && !amx)
     throw core::UsageError("train.matmul_precision is medium, but this CPU has no AMX: say highest, or auto.");
   c.network.fast_products = products != "highest" && amx && c.units.precision == Precision::float32;
-  c.checkpoint_period = o.integer("train.checkpoint_period");
+  c.checkpoint_period = not_negative(o, "train.checkpoint_period");
   if (c.checkpoint_period == 0) c.checkpoint_period = static_cast<std::int64_t>(3 * epoch);
-  c.stop_at = o.integer("train.stop_at");
+  c.stop_at = not_negative(o, "train.stop_at");
   c.keep_last = positive(o, "train.keep_last");
-  c.keep_every = o.integer("train.keep_every");
+  c.keep_every = not_negative(o, "train.keep_every");
   c.log_period = positive(o, "train.log_period");
-  c.max_bad_iterations = o.integer("train.max_bad_iterations");
+  c.max_bad_iterations = not_negative(o, "train.max_bad_iterations");
   return c;
 }
 

@@ -338,7 +338,6 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   units.wait_for_teacher();
   units.wait_for_student();
   checkpoints.finish();
-  result.rejected = loader.rejected();
   result.distinct_seen = loader.distinct_seen();
   return result;
 }

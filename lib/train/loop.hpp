@@ -29,11 +29,10 @@ struct LoopContext {
 };
 
 struct LoopResult {
-  std::filesystem::path checkpoint;      ///< folder of the last one written or restored
-  bool preempted = false;                ///< stopped on request, with a checkpoint
-  std::int64_t iterations = 0;           ///< done in all
-  std::vector<data::Rejected> rejected;  ///< on this rank
-  std::int64_t distinct_seen = 0;        ///< on this rank
+  std::filesystem::path checkpoint;  ///< folder of the last one written or restored
+  bool preempted = false;            ///< stopped on request, with a checkpoint
+  std::int64_t iterations = 0;       ///< done in all
+  std::int64_t distinct_seen = 0;    ///< files asked for on this rank
 };
 
 /// Collective. Pretrains from the newest checkpoint, or from the start, to the end of the run or until asked to stop.

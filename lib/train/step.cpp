@@ -161,9 +161,9 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, TeacherTargets&
     cls_embedding = parts[0];
     patch_embedding = parts[1];
   }
-  const at::Tensor dino_prototypes = student_.dino_head().prototypes().to(at::kFloat);
+  const at::Tensor dino_prototypes = student_.dino_head().prototypes();
   const at::Tensor ibot_prototypes =
-      student_.separate_ibot_head() ? student_.ibot_head().prototypes().to(at::kFloat) : dino_prototypes;
+      student_.separate_ibot_head() ? student_.ibot_head().prototypes() : dino_prototypes;
 
   // DINO: every local crop against both teacher crops, every global crop against the other one; all pairs weigh the
   // same.
@@ -175,13 +175,13 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, TeacherTargets&
   const at::Tensor image_weight =
       at::full({images}, 1.0 / (terms * all_images), cls_embedding.options().dtype(at::kFloat));
   const loss::CrossEntropy dino =
-      loss::prototype_cross_entropy(cls_embedding.to(at::kFloat).view({locals + 2, images, -1}), dino_prototypes,
+      loss::prototype_cross_entropy(cls_embedding.view({locals + 2, images, -1}), dino_prototypes,
                                     TeacherTargets::take(teacher.dino, teacher.dino_used, 2 * images), pairs,
-                                    image_weight, objective_.student_temperature);
+                                    image_weight, objective_.student_temperature, student_.config().fast_products);
   const loss::CrossEntropy ibot = loss::prototype_cross_entropy(
-      patch_embedding.to(at::kFloat).unsqueeze(0), ibot_prototypes,
+      patch_embedding.unsqueeze(0), ibot_prototypes,
       TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
-      masked_weights(batch.masks, 2 * teacher.images), objective_.student_temperature);
+      masked_weights(batch.masks, 2 * teacher.images), objective_.student_temperature, student_.config().fast_products);
   const auto halves = global_cls.chunk(2);
   const at::Tensor koleo =
       (loss::koleo(halves[0], group) + loss::koleo(halves[1], group)) * (static_cast<double>(images) / all_images);

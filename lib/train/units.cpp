@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "kernels/kernels.hpp"
+#include "model/fused.hpp"
 
 namespace allosaur::train {
 
@@ -195,7 +196,6 @@ std::array<double, kSubmodules> Units::finish_backward() {
 void Units::update(const ScheduleValues& values, const std::array<double, kSubmodules>& scale, std::int64_t step) {
   const at::NoGradGuard no_grad;
   const OptimizerConfig& optimizer = config_.optimizer;
-  constexpr std::array kTypes{kernels::Type::f32, kernels::Type::bf16, kernels::Type::f16};
   kernels::AdamWEma adamw;
   adamw.beta1 = optimizer.beta1;
   adamw.beta2 = optimizer.beta2;
@@ -203,9 +203,9 @@ void Units::update(const ScheduleValues& values, const std::array<double, kSubmo
   adamw.correction1 = 1 - std::pow(optimizer.beta1, static_cast<double>(step));
   adamw.correction2 = 1 - std::pow(optimizer.beta2, static_cast<double>(step));
   adamw.teacher_momentum = values.momentum;
-  adamw.compute_type = kTypes[static_cast<std::size_t>(config_.precision)];
+  adamw.compute_type = model::kernel_type(units_.front()->student);
   for (auto& unit : units_) {
-    const at::Tensor gradient = unit->gradient_slice.to(at::kFloat);
+    adamw.gradient_type = model::kernel_type(unit->gradient_slice);
     adamw.gradient_scale = scale[static_cast<std::size_t>(unit->submodule)];
     for (const Segment& segment : unit->segments) {
       const auto part = [&](const at::Tensor& slice) { return slice.data_ptr<float>() + segment.begin; };
@@ -215,14 +215,14 @@ void Units::update(const ScheduleValues& values, const std::array<double, kSubmo
       adamw.n = segment.count;
       adamw.lr = (segment.group.last_layer ? values.last_layer_lr : values.lr) * segment.group.lr_mult;
       adamw.weight_decay = values.weight_decay * segment.group.wd_mult;
-      adamw.gradient = part(gradient);
+      adamw.gradient = unit->gradient_slice.narrow(0, segment.begin, 1).const_data_ptr();
       adamw.exp_avg = part(unit->exp_avg);
       adamw.exp_avg_sq = part(unit->exp_avg_sq);
       adamw.weights = part(unit->master);
       adamw.teacher = part(unit->ema);
       adamw.student_compute = cast(unit->student_slice);
       adamw.teacher_compute = cast(unit->teacher_slice);
-      kernels::run({config_.device.is_cuda()}, adamw);
+      kernels::run(model::kernel_device(unit->master), adamw);
     }
     gather_teacher(*unit);
   }
