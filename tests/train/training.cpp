@@ -162,6 +162,89 @@ TEST_CASE("a checkpoint's teacher is a backbone that loads") {
   CHECK(second.iterations == 1);
 }
 
+TEST_CASE("a frozen teacher is distilled into a smaller network") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;  // the batch is of two groups
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_images(folder.path() / "images", 12);
+  });
+  const auto teacher = pretrain(world, folder.path() / "images", folder.path() / "teacher", small_options(), 2);
+  core::Options options = small_options();
+  options.set("student.embed_dim", std::int64_t{12});
+  options.set("student.depth", std::int64_t{1});
+  options.set("student.num_heads", std::int64_t{2});
+  options.set("distillation.checkpoint_path", teacher.checkpoint.string());
+  CHECK_THROWS_WITH_AS(train::read_config(options, world.size()), doctest::Contains("drop_path_rate"),
+                       core::UsageError);
+  options.set("student.drop_path_rate", 0.0);
+  const auto student = pretrain(world, folder.path() / "images", folder.path() / "student", options, 6);
+  CHECK(student.iterations == 6);
+  const auto result = model::load_backbone(student.checkpoint);
+  CHECK(result->config().embed_dim == 12);
+  CHECK(model::fingerprint(*result) !=
+        model::fingerprint(*model::load_backbone(folder.path() / "student" / "checkpoints" / "0000000")));
+
+  options.set("dino.head_n_prototypes", std::int64_t{16});
+  CHECK_THROWS_WITH_AS(pretrain(world, folder.path() / "images", folder.path() / "other", options, 6),
+                       doctest::Contains("dino.head_n_prototypes 32, the student 16"), core::UsageError);
+}
+
+TEST_CASE("a run starts from another's checkpoint at another resolution") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_images(folder.path() / "images", 12);
+  });
+  const auto first = pretrain(world, folder.path() / "images", folder.path() / "first", small_options(), 5);
+  core::Options options = small_options();
+  options.set("crops.global_crops_size", std::int64_t{24});
+  options.set("train.start_from", first.checkpoint.string());
+  const auto second = pretrain(world, folder.path() / "images", folder.path() / "second", options, 1);
+  CHECK(second.iterations == 1);
+  const auto small = model::load_backbone(first.checkpoint),
+             large = model::load_backbone(folder.path() / "second" / "checkpoints" / "0000000");
+  const auto before = small->parameters(), after = large->parameters();
+  REQUIRE(before.size() == after.size());
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    CAPTURE(before[i].name);
+    if (before[i].name != "pos_embed")
+      CHECK(at::equal(*before[i].tensor, *after[i].tensor));
+    else {
+      CHECK(after[i].tensor->size(1) == 1 + 36);
+      CHECK(at::equal(before[i].tensor->select(1, 0), after[i].tensor->select(1, 0)));
+      CHECK(after[i].tensor->narrow(1, 1, 36).mean().item<double>() ==
+            doctest::Approx(before[i].tensor->narrow(1, 1, 16).mean().item<double>()).epsilon(0.2));
+    }
+  }
+  // Heads and the student's own values came along: its first loss is not that of a new network.
+  const io::ShardedReader theirs(first.checkpoint / model::kCheckpointFile);
+  const io::ShardedReader ours(folder.path() / "second" / "checkpoints" / "0000000" / model::kCheckpointFile);
+  for (const std::string name : {"student.dino_head.all", "teacher.dino_head.all", "student.backbone.blocks.1"})
+    CHECK(at::equal(theirs.read(name), ours.read(name)));
+}
+
+TEST_CASE("iterations that are not finite are skipped, and too many in a row end the run") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_images(folder.path() / "images", 12);
+  });
+  core::Options options = small_options();
+  options.set("optim.base_lr", 1e30);
+  options.set("train.max_bad_iterations", std::int64_t{2});
+  CHECK_THROWS_WITH_AS(pretrain(world, folder.path() / "images", folder.path() / "run", options),
+                       doctest::Contains("3 iterations in a row are not finite"), core::NumericalError);
+  // The checkpoint at the start is whole.
+  CHECK(model::load_backbone(folder.path() / "run" / "checkpoints" / "0000000")
+            ->forward(at::zeros({1, 3, 16, 16}))
+            .cls.isfinite()
+            .all()
+            .item<bool>());
+}
+
 TEST_CASE("batches that ranks cannot share are refused") {
   core::Options options = small_options();
   CHECK_THROWS_WITH_AS(train::read_config(options, 3), doctest::Contains("multiple of 3"), core::UsageError);
