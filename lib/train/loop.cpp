@@ -187,7 +187,7 @@ double matrix_rate(const TrainConfig& config) {
   const std::int64_t side = config.units.device.is_cuda() ? 8192 : 1024, repeats = 3;
   const at::Tensor x =
       at::ones({side, side}, at::TensorOptions(config.units.device).dtype(scalar_type(config.units.precision)));
-  const auto multiply = [&] { return model::linear(x, x, {}, config.network.fast_products); };
+  const auto multiply = [&] { return model::linear(x, x, x[0], config.network.fast_products); };
   multiply()[0][0].item<double>();
   const auto start = Window::Clock::now();
   for (std::int64_t i = 1; i < repeats; ++i) multiply();
