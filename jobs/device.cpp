@@ -1,6 +1,5 @@
 #include "jobs/device.hpp"
 
-#include <ATen/Context.h>
 #include <fmt/format.h>
 
 #include "comm/coordinate.hpp"

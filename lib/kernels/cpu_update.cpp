@@ -4,17 +4,14 @@
 #include "kernels/backends.hpp"
 #include "kernels/convert.hpp"
 #include "kernels/parallel.hpp"
+#include "kernels/update_factors.hpp"
 #include "kernels/vector_math.hpp"
 
 namespace allosaur::kernels::cpu {
 
 namespace {
 
-struct Factors {
-  float gradient_scale, keep, beta2, rate1, rate2, eps, inverse_root2, step, teacher_rate;
-};
-
-ALLOSAUR_VECTORISED void update(std::int64_t n, const Factors f, const float* __restrict gradient,
+ALLOSAUR_VECTORISED void update(std::int64_t n, const UpdateFactors f, const float* __restrict gradient,
                                 float* __restrict exp_avg, float* __restrict exp_avg_sq, float* __restrict weights,
                                 float* __restrict teacher) {
   for (std::int64_t i = 0; i < n; ++i) {
@@ -32,15 +29,7 @@ ALLOSAUR_VECTORISED void update(std::int64_t n, const Factors f, const float* __
 }  // namespace
 
 void run(const AdamWEma& k) {
-  const Factors factors{.gradient_scale = static_cast<float>(k.gradient_scale),
-                        .keep = static_cast<float>(1 - k.lr * k.weight_decay),
-                        .beta2 = static_cast<float>(k.beta2),
-                        .rate1 = static_cast<float>(1 - k.beta1),
-                        .rate2 = static_cast<float>(1 - k.beta2),
-                        .eps = static_cast<float>(k.eps),
-                        .inverse_root2 = static_cast<float>(1 / std::sqrt(k.correction2)),
-                        .step = static_cast<float>(k.lr / k.correction1),
-                        .teacher_rate = static_cast<float>(1 - k.teacher_momentum)};
+  const UpdateFactors factors(k);
   for_pieces(k.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> converted(static_cast<std::size_t>(k.gradient_type == Type::f32 ? 0 : kGrain));
     const float* gradient = load(begin, end - begin, k.gradient, k.gradient_type, converted.data());

@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "kernels/backends.hpp"
+#include "kernels/update_factors.hpp"
 
 namespace allosaur::kernels::cuda {
 
@@ -105,12 +106,8 @@ __device__ float log_sum_exp_over_block(Exponentials e) {
       .log();
 }
 
-struct Factors {
-  float gradient_scale, keep, beta2, rate1, rate2, eps, inverse_root2, step, teacher_rate;
-};
-
 template <class Gradient, class Compute>
-__global__ void adamw_ema(AdamWEma k, Factors f) {
+__global__ void adamw_ema(AdamWEma k, UpdateFactors f) {
   const auto stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x; i < k.n; i += stride) {
     const float g = widen(static_cast<const Gradient*>(k.gradient)[i]) * f.gradient_scale;
@@ -328,15 +325,7 @@ cudaStream_t queue(void* stream) {
 
 void run(const AdamWEma& k, void* stream) {
   if (k.n == 0) return;
-  const Factors factors{.gradient_scale = static_cast<float>(k.gradient_scale),
-                        .keep = static_cast<float>(1 - k.lr * k.weight_decay),
-                        .beta2 = static_cast<float>(k.beta2),
-                        .rate1 = static_cast<float>(1 - k.beta1),
-                        .rate2 = static_cast<float>(1 - k.beta2),
-                        .eps = static_cast<float>(k.eps),
-                        .inverse_root2 = static_cast<float>(1 / std::sqrt(k.correction2)),
-                        .step = static_cast<float>(k.lr / k.correction1),
-                        .teacher_rate = static_cast<float>(1 - k.teacher_momentum)};
+  const UpdateFactors factors(k);
   const unsigned blocks = std::min(blocks_for(k.n), 4096U);
   with_type(k.gradient_type, [&](auto gradient) {
     with_type(k.compute_type, [&](auto compute) {

@@ -14,7 +14,6 @@
 
 #include "core/error.hpp"
 #include "core/files.hpp"
-#include "io/sharded_array.hpp"
 
 namespace allosaur::model {
 
@@ -59,14 +58,7 @@ VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where
 std::unique_ptr<VisionTransformer> from_checkpoint(const std::filesystem::path& folder) {
   const io::ShardedReader reader(folder / kCheckpointFile);
   auto backbone = std::make_unique<VisionTransformer>(vit_from_json(reader.text_attribute(kVitAttribute)));
-  io::NamedTensors tensors;
-  for (const Placement& place : placements_from_json(reader.text_attribute(kLayoutAttribute))) {
-    if (!place.array.starts_with("teacher.backbone.")) continue;
-    std::int64_t count = 1;
-    for (const std::int64_t size : place.shape) count *= size;
-    tensors.emplace_back(place.name, reader.read(place.array, place.offset, count).view(place.shape));
-  }
-  assign(backbone->parameters(), backbone_tensors(tensors), folder.string());
+  assign(backbone->parameters(), backbone_tensors(checkpoint_tensors(reader, "teacher", "backbone.")), folder.string());
   return backbone;
 }
 
@@ -186,6 +178,19 @@ std::vector<Placement> placements_from_json(const std::string& text) {
   } catch (const nlohmann::json::exception& error) {
     throw core::StorageError(fmt::format("The checkpoint's layout is damaged ({}).", error.what()));
   }
+}
+
+io::NamedTensors checkpoint_tensors(const io::ShardedReader& checkpoint, const std::string& network,
+                                    const std::string& unit_prefix) {
+  io::NamedTensors tensors;
+  for (const Placement& place : placements_from_json(checkpoint.text_attribute(kLayoutAttribute))) {
+    const std::string unit = place.array.substr(std::string("teacher.").size());
+    if (!unit.starts_with(unit_prefix)) continue;
+    std::int64_t count = 1;
+    for (const std::int64_t size : place.shape) count *= size;
+    tensors.emplace_back(place.name, checkpoint.read(network + "." + unit, place.offset, count).view(place.shape));
+  }
+  return tensors;
 }
 
 void resize_positions(io::NamedTensors& tensors, const std::string& prefix, const VitConfig& config) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "io/safetensors.hpp"
+#include "io/sharded_array.hpp"
 #include "model/vision_transformer.hpp"
 
 namespace allosaur::model {
@@ -49,6 +50,10 @@ struct Placement {
 };
 std::string to_json(const std::vector<Placement>& layout);
 std::vector<Placement> placements_from_json(const std::string& text);
+
+/// Local. The parameters of one network of a checkpoint ("student" or "teacher") whose units begin with `unit_prefix`.
+io::NamedTensors checkpoint_tensors(const io::ShardedReader& checkpoint, const std::string& network,
+                                    const std::string& unit_prefix = "");
 
 /// File of a checkpoint folder that holds everything, and the attributes in it that describe the network.
 inline constexpr const char* kCheckpointFile = "state.h5";

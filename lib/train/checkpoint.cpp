@@ -280,18 +280,6 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& sta
 
 namespace {
 
-/// One network of a checkpoint (`student` or `teacher`) as named tensors.
-io::NamedTensors read_network(const io::ShardedReader& reader, const std::string& which) {
-  io::NamedTensors tensors;
-  for (const model::Placement& place : model::placements_from_json(reader.text_attribute(model::kLayoutAttribute))) {
-    std::int64_t count = 1;
-    for (const std::int64_t size : place.shape) count *= size;
-    const std::string array = which + place.array.substr(std::string("teacher").size());
-    tensors.emplace_back(place.name, reader.read(array, place.offset, count).view(place.shape));
-  }
-  return tensors;
-}
-
 void fill(Network& network, io::NamedTensors tensors, const std::string& where) {
   std::vector<model::Parameter> parameters;
   for (const NetworkParameter& p : network.parameters()) {
@@ -306,8 +294,8 @@ void fill(Network& network, io::NamedTensors tensors, const std::string& where) 
 
 void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
   const io::ShardedReader reader(folder / model::kCheckpointFile);
-  fill(student, read_network(reader, "student"), folder.string());
-  fill(teacher, read_network(reader, "teacher"), folder.string());
+  fill(student, model::checkpoint_tensors(reader, "student"), folder.string());
+  fill(teacher, model::checkpoint_tensors(reader, "teacher"), folder.string());
 }
 
 std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool fast_products) {
@@ -320,7 +308,7 @@ std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool 
   config.separate_ibot_head = heads.contains("ibot_head");
   if (config.separate_ibot_head) config.ibot_head = head_config(heads.at("ibot_head"), config.backbone.embed_dim);
   auto network = std::make_unique<Network>(config);
-  fill(*network, read_network(reader, "teacher"), folder.string());
+  fill(*network, model::checkpoint_tensors(reader, "teacher"), folder.string());
   return network;
 }
 

@@ -81,8 +81,7 @@ class CollapseWatch {
       said_prototypes_ = true;
       log_.warning(
           "Iteration {}: the teacher uses hardly any of its prototypes (entropy of the mean target {:.2f} of {:.2f}); "
-          "the "
-          "representation may be collapsing. Look at teacher temperature, centring and learning rate.",
+          "the representation may be collapsing. Look at teacher temperature, centring and learning rate.",
           iteration, result.targets->marginal, log_prototypes_);
     }
     if (result.feature_rank < 2 && !said_rank_) {
@@ -308,8 +307,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
     if (result.iterations == first_iteration + kMeasured)
       context.log.info(
           "Measured over {} iterations: {:.2f} GB of memory beside the {:.2f} GB before (planned {:.2f}); {:.3f} GB "
-          "sent "
-          "an iteration (planned {:.3f}).",
+          "sent an iteration (planned {:.3f}).",
           kMeasured, (peak_memory_bytes() - memory_before) * 1e-9, memory_before * 1e-9,
           static_cast<double>(planned.memory.total()) * 1e-9,
           static_cast<double>(context.device_group.traffic().bytes_sent - first_bytes) * 1e-9 / kMeasured,

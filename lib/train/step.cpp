@@ -31,11 +31,6 @@ at::Tensor masked_weights(const at::Tensor& masks, std::int64_t crops) {
   return per_crop.expand_as(masks).masked_select(masks) / static_cast<double>(crops);
 }
 
-/// Indices of the masked patches in the flattened [2n * N].
-at::Tensor masked_rows(const at::Tensor& masks) {
-  return masks.flatten().nonzero().flatten();
-}
-
 /// One below the other; a single part is not copied, and the parts do not outlive the whole.
 at::Tensor joined(std::vector<at::Tensor> parts) {
   return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
@@ -62,9 +57,10 @@ constexpr std::int64_t kSteadyUpdates = 2000;
 
 /// Targets of all micro-batches, one after the other.
 struct Trainer::TeacherTargets {
-  loss::Targets dino;  // rows [2n] of each micro-batch, crop-major
-  loss::Targets ibot;  // rows [masked patches]
-  at::Tensor cls;      // [2n, D], all
+  loss::Targets dino;              // rows [2n] of each micro-batch, crop-major
+  loss::Targets ibot;              // rows [masked patches]
+  at::Tensor cls;                  // [2n, D], all
+  std::vector<at::Tensor> masked;  // of each micro-batch: i64 [masked patches] into its [2n * N]
   std::int64_t images = 0;
   // Rows that the student passes have used up.
   std::int64_t dino_used = 0, ibot_used = 0;
@@ -104,7 +100,7 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   };
   TeacherTargets targets;
   for (const MicroBatch& batch : input.batches) {
-    const at::Tensor masked = masked_rows(batch.masks);
+    const at::Tensor& masked = targets.masked.emplace_back(batch.masks.flatten().nonzero().flatten());
     const model::VitOutput output = teacher_.backbone().forward(batch.global_crops);
     cls.push_back(output.cls);
     dino.push_back(logits(teacher_.dino_head(), output.cls));
@@ -137,10 +133,10 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   return targets;
 }
 
-Trainer::Losses Trainer::student_losses(const MicroBatch& batch, TeacherTargets& teacher, std::int64_t group) {
+Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tensor& masked, TeacherTargets& teacher,
+                                        std::int64_t group) {
   const std::int64_t images = batch.global_crops.size(0) / 2;
   const std::int64_t locals = batch.local_crops.defined() ? batch.local_crops.size(0) / images : 0;
-  const at::Tensor masked = masked_rows(batch.masks);
 
   std::vector<model::VitInput> crops{
       {batch.global_crops, objective_.mask_input ? batch.masks : at::Tensor(), batch.kept_global}};
@@ -207,7 +203,7 @@ StepResult Trainer::run(const StepInput& input) {
 
   at::Tensor values;
   for (std::size_t i = 0; i < input.batches.size(); ++i) {
-    const Losses losses = student_losses(input.batches[i], teacher, input.group);
+    const Losses losses = student_losses(input.batches[i], teacher.masked[i], teacher, input.group);
     values = i == 0 ? losses.values : values + losses.values;
     watch.lap(seconds.forward);
     units_.begin_backward(i == 0, i + 1 == input.batches.size());

@@ -95,7 +95,7 @@ class Trainer {
   struct TeacherTargets;
   struct Losses;
   TeacherTargets teacher_targets(const StepInput& input);
-  Losses student_losses(const MicroBatch& batch, TeacherTargets& teacher, std::int64_t group);
+  Losses student_losses(const MicroBatch& batch, const at::Tensor& masked, TeacherTargets& teacher, std::int64_t group);
 
   comm::Communicator& control_;
   comm::Communicator& data_;
