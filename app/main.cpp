@@ -49,10 +49,10 @@ JobTable all_jobs() {
   return table;
 }
 
-/// `allosaur JOB [--config FILE] [--print-config] [--help] [--version] [--key=value ...]`.
+/// `allosaur JOB [--config FILE] [--print-config] [--dry-run] [--help] [--version] [--key=value ...]`.
 struct CommandLine {
   std::string job, config;
-  bool help = false, version = false, print_config = false;
+  bool help = false, version = false, print_config = false, dry_run = false;
   std::vector<std::string> flags;  ///< what is left for the job's options
 };
 
@@ -67,6 +67,8 @@ CommandLine split(const std::vector<std::string>& arguments) {
       line.version = true;
     } else if (argument == "--print-config") {
       line.print_config = true;
+    } else if (argument == "--dry-run") {
+      line.dry_run = true;
     } else if (argument == "--config" && i + 1 < arguments.size()) {
       line.config = arguments[++i];
     } else if (argument.starts_with(kConfig)) {
@@ -94,7 +96,7 @@ std::string version_text() {
 
 std::string help_text(const JobTable& table, std::string_view job_name) {
   constexpr std::string_view kUsage =
-      "Usage: mpirun -n RANKS allosaur {} [--config FILE] [--key=value ...] [--print-config]\n\n";
+      "Usage: mpirun -n RANKS allosaur {} [--config FILE] [--key=value ...] [--print-config | --dry-run]\n\n";
   if (job_name.empty()) {
     std::string text = "allosaur curates images, pretrains a vision transformer on them and evaluates its features.\n" +
                        fmt::format(kUsage, "JOB") + "Jobs:\n";
@@ -106,7 +108,7 @@ std::string help_text(const JobTable& table, std::string_view job_name) {
   job.declare(options);
   return fmt::format("{}: {}\n", job.name(), job.summary()) + fmt::format(kUsage, job.name()) +
          "The keys below stand in the file (`key = value`, with `[section]` lines if you like) or behind -- among the\n"
-         "flags, which win. --print-config prints the values that result.\n" +
+         "flags, which win. --print-config prints the values that result, --dry-run what would be done.\n" +
          options.help();
 }
 
@@ -164,7 +166,7 @@ int run(comm::Environment& environment, core::Log& log, const JobTable& table, c
 
   comm::StopSignal stop;
   comm::Watchdog watchdog(log, world, std::chrono::seconds(options.integer("run.stall_seconds")));
-  jobs::Context context{world, options, log, stop, watchdog, threads, environment.node_rank()};
+  jobs::Context context{world, options, log, stop, watchdog, threads, environment.node_rank(), line.dry_run};
   const jobs::Outcome outcome = job->run(context);
   return static_cast<int>(outcome == jobs::Outcome::complete ? core::ExitCode::done : core::ExitCode::preempted);
 }

@@ -18,6 +18,8 @@ struct Context {
   comm::Watchdog& watchdog;
   int threads;        ///< compute threads of this rank
   int node_rank = 0;  ///< number of this rank among those of its node
+  /// Say what would be done, with its cost in memory, disk and work, and touch no file (`--dry-run`).
+  bool dry_run = false;
 };
 
 enum class Outcome : std::uint8_t { complete, preempted };

@@ -16,9 +16,11 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "curation/deduplicate.hpp"
+#include "curation/descriptor.hpp"
 #include "curation/retrieve.hpp"
 #include "curation/score.hpp"
 #include "curation/sources.hpp"
+#include "curation/thumbnail.hpp"
 #include "data/packed.hpp"
 #include "io/sharded_array.hpp"
 #include "jobs/curate/features.hpp"
@@ -132,6 +134,26 @@ Images open_images(comm::Communicator& world, const Config& config) {
   images.curated = add(config.curated, "curated", false);
   images.references = add(config.references, "reference", true);
   return images;
+}
+
+/// Collective. What the job would do, and what it would keep in memory and write at most.
+void log_plan(Context& context, const Config& config, const Images& images) {
+  comm::Communicator& world = context.world;
+  const data::Dataset& all = images.all;
+  std::int64_t bytes = 0;
+  comm::coordinate(world, [&] {
+    for (std::int64_t row = world.rank(); row < images.pool + images.curated; row += world.size())
+      bytes += all.length(row);
+  });
+  const auto width = [](const model::VisionTransformer& backbone) { return std::int64_t{backbone.config().embed_dim}; };
+  std::int64_t values =
+      config.copy_backbone ? width(*config.copy_backbone) : curation::kViews * curation::kDescriptorWidth;
+  if (config.similarity_backbone) values += width(*config.similarity_backbone);
+  const auto megabytes = [](std::int64_t n) { return static_cast<double>(n) / 1e6; };
+  context.log.info("pool: {} images; curated: {}; references: {}", images.pool, images.curated, images.references);
+  context.log.info("features of a rank: {:.1f} MB in memory; on disk, over {} ranks: {:.1f} MB",
+                   megabytes(all.size() * values * 4 / world.size()), world.size(), megabytes(all.size() * values * 4));
+  context.log.info("the result: {:.1f} MB of images at most", megabytes(world.sum(bytes)));
 }
 
 /// An image of this rank that the result holds: a curated one as it is, or a retrieved one.
@@ -391,6 +413,10 @@ Outcome curate(Context& context) {
   // Before the output directory is opened, so that a misspelt path does not become its configuration.
   const Config config = comm::coordinate(world, [&] { return read_config(context); });
   const Images images = open_images(world, config);
+  if (context.dry_run) {
+    log_plan(context, config, images);
+    return Outcome::complete;
+  }
   RunDirectory run(context, "curate", context.options.path("output"));
   const fs::path results = run.path() / "results" / "curate.json";
   log.info("pool: {} images; curated: {}; references: {}", images.pool, images.curated, images.references);

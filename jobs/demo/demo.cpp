@@ -53,6 +53,11 @@ Outcome demo(Context& context) {
   if (!(scale > 0 && scale <= 1000)) {
     throw core::UsageError(fmt::format("demo.scale = {} must be above 0 and at most 1000.", scale));
   }
+  if (context.dry_run) {
+    context.log.info("{} pictures would be drawn into {}.", data::plan_demo_set(seed, scale).size(),
+                     context.options.text("output"));
+    return Outcome::complete;
+  }
   const RunDirectory run(context, "demo", context.options.path("output"));
   const fs::path truth = run.path() / "truth.json";
   if (!comm::on_root(world, [&] { return fs::exists(truth) ? "done" : ""; }).empty()) {

@@ -220,6 +220,16 @@ Outcome evaluate(Context& context) {
   const evaluation::EvaluateConfig& config = inputs.config;
   const auto train = data::open_dataset(world, inputs.train, /*labelled=*/true);
   const auto test = data::open_dataset(world, inputs.test, /*labelled=*/true);
+  if (context.dry_run) {
+    const std::int64_t width = inputs.backbone->config().embed_dim;
+    // Of the probe: class tokens of its deepest choice of blocks, and the mean of the patches.
+    const std::int64_t tokens = config.linear ? std::ranges::max(config.linear->last_blocks) + 1 : 1;
+    const std::int64_t bytes = (train->size() + test->size()) * tokens * width * 4 / world.size();
+    context.log.info("{} images of {} are the bank, {} of {} are classified, by features of width {}.", train->size(),
+                     inputs.train, test->size(), inputs.test, width);
+    context.log.info("features of a rank: {:.1f} MB in memory", static_cast<double>(bytes) / 1e6);
+    return Outcome::complete;
+  }
   RunDirectory run(context, "evaluate", options.path("output"));
 
   Results results;

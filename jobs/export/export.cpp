@@ -32,11 +32,14 @@ class ExportJob final : public Job {
         throw core::UsageError(fmt::format("output = {} must be a file that ends in .safetensors.", output.string()));
       }
       const auto backbone = model::load_backbone(checkpoint);
-      core::make_directory(output.parent_path());
-      model::save_backbone(output, *backbone);
+      if (!context.dry_run) {
+        core::make_directory(output.parent_path());
+        model::save_backbone(output, *backbone);
+      }
       const model::VitConfig& shape = backbone->config();
-      context.log.info("{} holds the backbone of {}: {} blocks of width {}, patches of {} pixels", output.string(),
-                       checkpoint.string(), shape.depth, shape.embed_dim, shape.patch_size);
+      context.log.info("{} {} the backbone of {}: {} blocks of width {}, patches of {} pixels", output.string(),
+                       context.dry_run ? "would hold" : "holds", checkpoint.string(), shape.depth, shape.embed_dim,
+                       shape.patch_size);
     });
     return Outcome::complete;
   }

@@ -41,6 +41,16 @@ class PackJob final : public Job {
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
     // The source before the output directory, so that a misspelt path does not become its configuration.
     const auto source = packed ? nullptr : data::open_dataset(world, context.options.path("pack.source"), labelled);
+    if (context.dry_run && source) {
+      const std::vector<std::int64_t> rows = share_of(world, source->size());
+      std::int64_t bytes = 0;
+      comm::coordinate(world, [&] {
+        for (const std::int64_t row : rows) bytes += source->length(row);
+      });
+      context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", source->size(),
+                       static_cast<double>(world.sum(bytes)) / 1e6, world.size(), index.string());
+      return Outcome::complete;
+    }
     const RunDirectory directory(context, name(), context.options.path("output"));
     if (packed) {
       context.log.info("{} already holds {} packed images; nothing to do.", index.string(),

@@ -36,9 +36,12 @@ class Phases {
     context_.log.info("-- {} --", name);
     core::Options options = options_;
     options.set("output", folder(name).string());
-    Context context{context_.world, options, context_.log, context_.stop, context_.watchdog, context_.threads};
+    Context context{context_.world,    options,          context_.log,       context_.stop,
+                    context_.watchdog, context_.threads, context_.node_rank, context_.dry_run};
     const Outcome outcome = phase(context);
-    comm::coordinate(context_.world, [&] { context_.log.open(output_); });  // the phase had moved the log to its folder
+    if (!context.dry_run)
+      comm::coordinate(context_.world,
+                       [&] { context_.log.open(output_); });  // the phase had moved the log to its folder
     return outcome == Outcome::complete;
   }
 
@@ -154,9 +157,14 @@ class PipelineJob final : public Job {
 
 Outcome PipelineJob::run(Context& context) const {
   const fs::path output = context.options.path("output");
-  const RunDirectory run(context, name(), output);
   Phases phases(context, output);
   core::Options& options = phases.options();
+  if (context.dry_run) {  // a phase that reads what another writes has no plan yet
+    phases.run(options.flag(kDemo) ? "demo" : "curate", options.flag(kDemo) ? demo : curate);
+    phases.run("pretrain", pretrain);
+    return Outcome::complete;
+  }
+  const RunDirectory run(context, name(), output);
 
   if (options.flag(kDemo)) {
     if (!phases.run("demo", demo)) return Outcome::preempted;

@@ -21,7 +21,6 @@ namespace allosaur::jobs {
 namespace {
 
 constexpr const char* kEvaluatePeriod = "evaluation.eval_period_iterations";
-constexpr const char* kDryRun = "dry-run";
 constexpr const char* kDryRunRanks = "dry-run.ranks";
 
 /// k-NN (and, where asked for, linear) accuracy of the teacher while it is trained, next to the losses in
@@ -81,8 +80,7 @@ void declare_pretrain_options(core::Options& options) {
   options.add(kEvaluatePeriod, std::int64_t{0},
               "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
               core::OptionKind::free);
-  options.add(kDryRun, false, "Print the plan (memory, communication, work, disk) and stop", core::OptionKind::free);
-  options.add(kDryRunRanks, std::int64_t{0}, "The plan for this many ranks; 0 = those that are running",
+  options.add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
               core::OptionKind::free);
   options.add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
               core::OptionKind::free);
@@ -91,7 +89,7 @@ void declare_pretrain_options(core::Options& options) {
 Outcome pretrain(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
-  if (options.flag(kDryRun)) {
+  if (context.dry_run) {
     const std::int64_t ranks = options.integer(kDryRunRanks);
     const int planned = ranks > 0 ? static_cast<int>(ranks) : world.size();
     comm::coordinate(world, [&] {
