@@ -27,7 +27,18 @@ Codec codec_of(std::span<const std::byte> bytes) {
   if (has_at(bytes, 0, "\xFF\xD8\xFF")) return {codec::probe_jpeg, codec::decode_jpeg};
   if (has_at(bytes, 0, "\x89PNG\r\n\x1A\n")) return {codec::probe_png, codec::decode_png};
   if (has_at(bytes, 0, "RIFF") && has_at(bytes, 8, "WEBP")) return {codec::probe_webp, codec::decode_webp};
-  throw core::InputError("The content is neither JPEG, PNG nor WebP.");
+  using namespace std::string_view_literals;
+  for (const std::string_view magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv}) {
+    if (has_at(bytes, 0, magic)) return {codec::probe_tiff, codec::decode_tiff};
+  }
+  // The last two have only two letters for a magic number: what follows them has to fit.
+  if (has_at(bytes, 0, "BM") && has_at(bytes, 15, "\0\0\0"sv)) return {codec::probe_bmp, codec::decode_bmp};
+  if (bytes.size() > 2 && has_at(bytes, 0, "P")) {
+    const int kind = std::to_integer<int>(bytes[1]), after = std::to_integer<int>(bytes[2]);
+    const bool blank = after == ' ' || (after >= '\t' && after <= '\r') || after == '#';
+    if (kind >= '1' && kind <= '6' && blank) return {codec::probe_pnm, codec::decode_pnm};
+  }
+  throw core::InputError("The content is neither JPEG, PNG, WebP, TIFF, BMP nor PNM.");
 }
 
 }  // namespace

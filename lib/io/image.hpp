@@ -47,7 +47,11 @@ ImageInfo probe_image(std::span<const std::byte> bytes);
 /// Decodes to 8 bits a sample:
 /// - JPEG: grey, colour, CMYK, YCCK, progressive;
 /// - PNG: any depth, palette, alpha;
-/// - WebP: still images.
+/// - WebP: still images;
+/// - TIFF: 8 and 16 bits, grey, palette, RGB, CMYK or any number of channels, in strips or tiles, one page (smaller
+///   copies beside it do not count); none, PackBits, LZW, deflate, JPEG or Zstandard compression;
+/// - BMP: not compressed, 1, 4, 8, 24 or 32 bits a pixel;
+/// - PNM: bitmap, grey and RGB, in digits or bytes; samples are scaled by their maximum.
 /// EXIF orientation is not applied (as the published pipeline). A truncated or damaged file, or one that has not the
 /// samples asked for, throws core::InputError with the reason.
 Image decode_image(std::span<const std::byte> bytes, const DecodeOptions& options = {});

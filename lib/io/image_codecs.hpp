@@ -11,10 +11,16 @@ namespace allosaur::io::codec {
 ImageInfo probe_jpeg(std::span<const std::byte> bytes);
 ImageInfo probe_png(std::span<const std::byte> bytes);
 ImageInfo probe_webp(std::span<const std::byte> bytes);
+ImageInfo probe_tiff(std::span<const std::byte> bytes);
+ImageInfo probe_bmp(std::span<const std::byte> bytes);
+ImageInfo probe_pnm(std::span<const std::byte> bytes);
 
 void decode_jpeg(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 void decode_png(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 void decode_webp(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
+void decode_tiff(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
+void decode_bmp(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
+void decode_pnm(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 
 /// What the samples of a pixel mean. Those beyond its colours (alpha, infrared) are dropped when it is converted; a
 /// pixel of no known colour can only be had as stored.

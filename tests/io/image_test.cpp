@@ -1,61 +1,23 @@
-#include "io/image.hpp"
-
-#include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <cstring>
 #include <map>
-#include <optional>
 #include <stdexcept>
-#include <string>
 
-#include "core/error.hpp"
-#include "core/files.hpp"
 #include "core/random.hpp"
+#include "image_fixtures.hpp"
 #include "testing.hpp"
 
 using namespace allosaur;
+using testing::bytes_of;
+using testing::difference;
+using testing::expected;
+using testing::fixture;
+using testing::try_decode;
 
 namespace {
 
 constexpr std::array kFixtures = {"rgb.jpg",         "progressive.jpg", "grey.jpg",     "cmyk.jpg",  "ycck.jpg",
                                   "sampling1x4.jpg", "rgb.png",         "grey.png",     "grey1.png", "palette.png",
                                   "rgba.png",        "lossy.webp",      "lossless.webp"};
-
-std::string fixture(const std::string& name) {
-  return core::read_text(testing::data_directory() / "io" / name);
-}
-
-std::span<const std::byte> bytes_of(const std::string& text) {
-  return std::as_bytes(std::span(text));
-}
-
-/// A fixture's expected pixels: width, height, RGB.
-io::Image expected(const std::string& name) {
-  const std::string text = fixture(name);
-  io::Image image;
-  std::memcpy(&image.width, text.data(), 4);
-  std::memcpy(&image.height, text.data() + 4, 4);
-  image.pixels.assign(text.begin() + 8, text.end());
-  return image;
-}
-
-/// Largest difference of any value; 256 when sizes differ.
-int difference(const io::Image& a, const io::Image& b) {
-  if (a.width != b.width || a.height != b.height || a.pixels.size() != b.pixels.size()) return 256;
-  int largest = 0;
-  for (std::size_t i = 0; i < a.pixels.size(); ++i) largest = std::max(largest, std::abs(a.pixels[i] - b.pixels[i]));
-  return largest;
-}
-
-/// The decoded image, or none when the bytes were refused with an InputError; anything else fails the test.
-std::optional<io::Image> try_decode(const std::string& content) {
-  try {
-    return io::decode_image(bytes_of(content));
-  } catch (const core::InputError&) {
-    return std::nullopt;
-  }
-}
 
 io::Image gradient(int width, int height, int channels) {
   io::Image image{width, height, channels, {}};
