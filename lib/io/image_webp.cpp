@@ -11,7 +11,12 @@ ImageInfo probe_webp(std::span<const std::byte> bytes) {
     throw core::InputError("The WebP is damaged: its header cannot be read.");
   }
   if (features.has_animation != 0) throw core::InputError("The WebP is an animation: only still images are read.");
+  // With loss a macroblock of 16 x 16 pixels takes three bits at least, since the odds of its modes are fixed. Without
+  // loss a picture of one colour takes none.
+  constexpr int kLossy = 1;
+  constexpr std::int64_t kPixelsPerByte = 16 * 16 * 8 / 3;
   check_size(features.width, features.height);
+  if (features.format == kLossy) check_claim(features.width, features.height, 8, bytes.size(), kPixelsPerByte);
   return {features.width, features.height, ImageFormat::webp, features.has_alpha != 0 ? 4 : 3};
 }
 

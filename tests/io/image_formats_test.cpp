@@ -225,7 +225,9 @@ TEST_CASE("a JPEG at a fraction of its size is near the mean of its pixels") {
       REQUIRE(image.width == wanted.width);
       REQUIRE(image.height == wanted.height);
       CHECK(image.channels == channels);
-      MESSAGE(channels, " ", denominator, " ", mean_difference(image, wanted), " ", difference(image, wanted));
+      // Chroma, of half the size, is smoothed in the whole decode and in the reduced one is not.
+      CHECK(mean_difference(image, wanted) <= (channels == 1 ? 0.25 : 0.6));
+      CHECK(difference(image, wanted) <= (channels == 1 ? 1 : 6));
     }
   }
   for (const std::string name : {"cmyk.jpg", "progressive.jpg", "sampling1x4.jpg"}) {
@@ -233,7 +235,6 @@ TEST_CASE("a JPEG at a fraction of its size is near the mean of its pixels") {
     const io::Image image = decode(name, {.denominator = 4});
     CHECK(image.width == 10);
     CHECK(image.height == 8);
-    MESSAGE(mean_difference(image, box_averaged(decode(name, {}), 4)));
   }
   CHECK(difference(decode("rgb.png", {.denominator = 8}), expected("rgb.png.rgb")) == 0);
   const io::Image pixel = io::decode_image(io::encode_jpeg({1, 1, 3, {10, 20, 30}}, 95), {.denominator = 8});
