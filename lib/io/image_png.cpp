@@ -51,14 +51,7 @@ class Reader : public Png {
  public:
   static constexpr std::int64_t kDeflateRatio = 1032;  // 258 equal bytes take two bits
 
-  explicit Reader(std::span<const std::byte> bytes) : rest_(bytes) {
-    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, static_cast<Png*>(this), on_error, on_warning);
-    if (png_ != nullptr) info_ = png_create_info_struct(png_);
-    if (info_ == nullptr) {
-      png_destroy_read_struct(&png_, nullptr, nullptr);
-      throw std::bad_alloc();
-    }
-    png_set_read_fn(png_, this, on_read);
+  explicit Reader(std::span<const std::byte> bytes) : Reader(bytes, Unread{}) {
     call([](png_structp png, png_infop info) { png_read_info(png, info); });
     width = png_get_image_width(png_, info_);
     height = png_get_image_height(png_, info_);
@@ -87,6 +80,18 @@ class Reader : public Png {
   int depth = 0, color = 0;
 
  private:
+  /// By itself, so that the destructor runs when reading the header throws.
+  struct Unread {};
+  Reader(std::span<const std::byte> bytes, Unread /*tag*/) : rest_(bytes) {
+    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, static_cast<Png*>(this), on_error, on_warning);
+    if (png_ != nullptr) info_ = png_create_info_struct(png_);
+    if (info_ == nullptr) {
+      png_destroy_read_struct(&png_, nullptr, nullptr);
+      throw std::bad_alloc();
+    }
+    png_set_read_fn(png_, this, on_read);
+  }
+
   static void on_read(png_structp png, png_bytep out, std::size_t size) {
     auto& rest = static_cast<Reader*>(png_get_io_ptr(png))->rest_;
     if (size > rest.size()) png_error(png, "the file ends early");
