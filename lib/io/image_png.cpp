@@ -90,6 +90,8 @@ class Reader : public Png {
       throw std::bad_alloc();
     }
     png_set_read_fn(png_, this, on_read);
+    // Only what pixels are made of: texts and profiles could be inflated to gigabytes.
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
   }
 
   static void on_read(png_structp png, png_bytep out, std::size_t size) {

@@ -125,12 +125,14 @@ class Tiff {
     return TIFFGetField(get(), tag, &value) == 1 ? value : otherwise;
   }
 
-  /// The smaller copies and masks that maps bring along are no pages.
+  /// The smaller copies and masks that maps bring along are no pages, as long as they are few.
   void refuse_further_pages() {
     if (TIFFLastDirectory(get()) != 0) return;
-    while (TIFFLastDirectory(get()) == 0) {
+    constexpr int kMostCopies = 64;
+    for (int copies = 1; TIFFLastDirectory(get()) == 0; ++copies) {
       if (TIFFReadDirectory(get()) == 0) fail();
-      if ((field<std::uint32_t>(TIFFTAG_SUBFILETYPE, 0) & (FILETYPE_REDUCEDIMAGE | FILETYPE_MASK)) == 0) {
+      const auto kind = field<std::uint32_t>(TIFFTAG_SUBFILETYPE, 0);
+      if ((kind & (FILETYPE_REDUCEDIMAGE | FILETYPE_MASK)) == 0 || copies > kMostCopies) {
         throw core::InputError("The TIFF has several pages: write each to a file of its own.");
       }
     }

@@ -1,3 +1,5 @@
+#include <sys/resource.h>
+
 #include <array>
 #include <map>
 #include <stdexcept>
@@ -150,6 +152,32 @@ TEST_CASE("a header that claims a huge image is refused before memory is taken")
   jpeg.replace(jpeg.find("\xFF\xC0") + 5, 4, "\xFF\x00\xFF\x00", 4);
   CHECK_THROWS_WITH_AS(io::decode_image(bytes_of(jpeg)), doctest::Contains("too large: 65280 x 65280"),
                        core::InputError);
+}
+
+TEST_CASE("a header that claims more pixels than its bytes can hold is refused") {
+  const auto check = [](std::string content, std::size_t offset, const std::string& sides) {
+    content.replace(offset, sides.size(), sides);
+    CHECK_THROWS_WITH_AS(io::decode_image(bytes_of(content)), doctest::Contains("more than the file can hold"),
+                         core::InputError);
+  };
+  const std::string jpeg = fixture("rgb.jpg"), webp = fixture("lossy.webp");
+  check(jpeg, jpeg.find("\xFF\xC0") + 5, {16, 0, 16, 0});
+  check(webp, webp.find("\x9D\x01\x2A") + 3, {0, 16, 0, 16});
+}
+
+TEST_CASE("texts of a PNG take no memory") {
+  const auto peak_mebibytes = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss / 1024;
+  };
+  std::string png = fixture("text_bomb.png");
+  const std::size_t chunk = png.find("zTXt") - 4, end = png.find("IDAT") - 4;
+  const std::string text = png.substr(chunk, end - chunk);
+  for (int i = 0; i < 200; ++i) png.insert(chunk, text);
+  const auto before = peak_mebibytes();
+  CHECK(io::decode_image(bytes_of(png)).pixels == std::vector<std::uint8_t>(3, 7));
+  CHECK(peak_mebibytes() - before < 100);
 }
 
 TEST_CASE("flipped bits give an image or an InputError, never a crash") {

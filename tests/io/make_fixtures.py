@@ -128,6 +128,8 @@ for name in ("rgb.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "ycck.jpg", "
 rows = b"".join(b"\0" + bytes(v for x in range(37) for c in small.getpixel((x, y)) for v in (c, (x * 7 + y) % 256))
                 for y in range(29))
 write_png("rgb16.png", 37, 29, 16, 2, rows)
+# A text of 7.5 MB in one chunk, for a test that repeats the chunk.
+write_png("text_bomb.png", 1, 1, 8, 0, b"\0\7", extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(b"t" * 7500000, 9)))
 passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 lines = b"".join(b"\0" + bytes(c for x in range(x0, 37, dx) for c in small.getpixel((x, y)))
                  for x0, y0, dx, dy in passes for y in range(y0, 29, dy))
