@@ -60,7 +60,8 @@ def write_tiff(name, pages, order="<", big=False):
     data = magic + (struct.pack(order + "HHHQ", 43, 8, 0, 16) if big else struct.pack(order + "HI", 42, 8))
     for number, (tags, blocks) in enumerate(pages):
         tiled = 322 in tags
-        tags = tags | {324 if tiled else 273: (4, [0] * len(blocks)), 325 if tiled else 279: (4, [len(b) for b in blocks])}
+        tags = tags | {324 if tiled else 273: (4, [0] * len(blocks)),
+                       325 if tiled else 279: (4, [len(b) for b in blocks])}
         end = len(data) + struct.calcsize(order + count) + entry * len(tags) + struct.calcsize(order + offset)
         long_size = sum(len(v) * struct.calcsize(sizes[t]) for t, v in tags.values()
                         if len(v) * struct.calcsize(sizes[t]) > struct.calcsize(offset))
@@ -88,8 +89,8 @@ def write_bmp(name, image, bits, rows, palette=b"", old=False, top_down=False, e
     if old:
         header += struct.pack("<IHHHH", size, image.width, image.height, 1, bits)
     else:
-        header += struct.pack("<IiiHHIIiiII", size, image.width, -image.height if top_down else image.height, 1, bits, encoding,
-                              len(data), 2835, 2835, len(palette) // 4, 0)
+        header += struct.pack("<IiiHHIIiiII", size, image.width, -image.height if top_down else image.height, 1, bits,
+                              encoding, len(data), 2835, 2835, len(palette) // 4, 0)
     (out / name).write_bytes(header + masks + palette + data)
 
 
@@ -177,7 +178,8 @@ write_tiff("channels5.tif", [(tags(5, 8, 1, _284=(3, [2]), _278=(4, [10])),
                               [p[y * 37:(y + 10) * 37] for p in planes for y in range(0, 29, 10)])], big=True)
 # The samples of rgb16.png, big-endian, in tiles: interleaved, and plane by plane.
 def tile(left, top, channels):
-    values = [samples16(min(x, 36), min(y, 28))[c] for y in range(top, top + 16) for x in range(left, left + 16) for c in channels]
+    values = [samples16(min(x, 36), min(y, 28))[c]
+              for y in range(top, top + 16) for x in range(left, left + 16) for c in channels]
     return struct.pack(f">{len(values)}H", *values)
 
 
