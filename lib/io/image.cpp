@@ -1,6 +1,6 @@
 #include "io/image.hpp"
 
-#include <optional>
+#include <algorithm>
 #include <stdexcept>
 #include <string_view>
 
@@ -17,38 +17,51 @@ bool has_at(std::span<const std::byte> bytes, std::size_t offset, std::string_vi
          std::string_view(reinterpret_cast<const char*>(bytes.data()) + offset, magic.size()) == magic;
 }
 
-ImageFormat format_of(std::span<const std::byte> bytes) {
+struct Codec {
+  ImageInfo (*probe)(std::span<const std::byte>);
+  void (*decode)(std::span<const std::byte>, const DecodeOptions&, Image&);
+};
+
+Codec codec_of(std::span<const std::byte> bytes) {
   if (bytes.empty()) throw core::InputError("The image file is empty.");
-  if (has_at(bytes, 0, "\xFF\xD8\xFF")) return ImageFormat::jpeg;
-  if (has_at(bytes, 0, "\x89PNG\r\n\x1A\n")) return ImageFormat::png;
-  if (has_at(bytes, 0, "RIFF") && has_at(bytes, 8, "WEBP")) return ImageFormat::webp;
-  throw core::InputError("The content is neither JPEG, PNG nor WebP.");
+  if (has_at(bytes, 0, "\xFF\xD8\xFF")) return {codec::probe_jpeg, codec::decode_jpeg};
+  if (has_at(bytes, 0, "\x89PNG\r\n\x1A\n")) return {codec::probe_png, codec::decode_png};
+  if (has_at(bytes, 0, "RIFF") && has_at(bytes, 8, "WEBP")) return {codec::probe_webp, codec::decode_webp};
+  using namespace std::string_view_literals;
+  for (const std::string_view magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv}) {
+    if (has_at(bytes, 0, magic)) return {codec::probe_tiff, codec::decode_tiff};
+  }
+  // The last two have only two letters for a magic number: what follows them has to fit.
+  if (has_at(bytes, 0, "BM") && has_at(bytes, 15, "\0\0\0"sv)) return {codec::probe_bmp, codec::decode_bmp};
+  if (bytes.size() > 2 && has_at(bytes, 0, "P")) {
+    const int kind = std::to_integer<int>(bytes[1]), after = std::to_integer<int>(bytes[2]);
+    const bool blank = after == ' ' || (after >= '\t' && after <= '\r') || after == '#';
+    if (kind >= '1' && kind <= '6' && blank) return {codec::probe_pnm, codec::decode_pnm};
+  }
+  throw core::InputError("The content is neither JPEG, PNG, WebP, TIFF, BMP nor PNM.");
 }
 
 }  // namespace
 
 ImageInfo probe_image(std::span<const std::byte> bytes) {
-  switch (format_of(bytes)) {
-    case ImageFormat::jpeg:
-      return codec::probe_jpeg(bytes);
-    case ImageFormat::png:
-      return codec::probe_png(bytes);
-    case ImageFormat::webp:
-      return codec::probe_webp(bytes);
-  }
-  throw std::logic_error("probe_image: unknown format");
+  return codec_of(bytes).probe(bytes);
 }
 
-Image decode_image(std::span<const std::byte> bytes) {
-  switch (format_of(bytes)) {
-    case ImageFormat::jpeg:
-      return codec::decode_jpeg(bytes);
-    case ImageFormat::png:
-      return codec::decode_png(bytes);
-    case ImageFormat::webp:
-      return codec::decode_webp(bytes);
+Image decode_image(std::span<const std::byte> bytes, const DecodeOptions& options) {
+  Image image;
+  decode_image(bytes, options, image);
+  return image;
+}
+
+void decode_image(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into) {
+  const auto [low, high] = options.range16;
+  constexpr std::array kDenominators = {1, 2, 4, 8};
+  if (options.channels < 1 || low < 0 || low >= high || high > 65535 ||
+      std::find(kDenominators.begin(), kDenominators.end(), options.denominator) == kDenominators.end()) {
+    throw std::logic_error(fmt::format("decode_image: {} channels, 1/{} of the size, 16-bit samples from {} to {}",
+                                       options.channels, options.denominator, low, high));
   }
-  throw std::logic_error("decode_image: unknown format");
+  codec_of(bytes).decode(bytes, options, into);
 }
 
 namespace codec {
@@ -58,6 +71,16 @@ void check_size(std::int64_t width, std::int64_t height) {
   if (width > kMaxPixels / height) {
     throw core::InputError(
         fmt::format("The image is too large: {} x {}, at most {} pixels are decoded.", width, height, kMaxPixels));
+  }
+}
+
+void check_claim(std::int64_t width, std::int64_t height, std::int64_t bits_per_pixel, std::size_t size,
+                 std::int64_t best_ratio) {
+  check_size(width, height);
+  if (width * height * bits_per_pixel / 8 / best_ratio > static_cast<std::int64_t>(size)) {
+    throw core::InputError(fmt::format(
+        "The header claims {} x {} pixels, more than the file can hold in its {} bytes: it is damaged or cut off.",
+        width, height, size));
   }
 }
 

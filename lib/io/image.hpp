@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -10,27 +11,52 @@ namespace allosaur::io {
 /// An 8-bit image, rows top to bottom, interleaved: pixels.size() == width * height * channels.
 struct Image {
   int width = 0, height = 0;
-  int channels = 3;  // 3 = RGB, 1 = grey (only from decode_grey and for encoding)
+  int channels = 3;  // 1 = grey, 3 = RGB, others as stored in the file
   std::vector<std::uint8_t> pixels;
 };
 
-enum class ImageFormat : std::uint8_t { jpeg, png, webp };
+enum class ImageFormat : std::uint8_t { jpeg, png, webp, tiff, bmp, pnm };
 
 struct ImageInfo {
   int width = 0, height = 0;
   ImageFormat format = ImageFormat::jpeg;
+  int channels = 3;  // samples a pixel; a palette counts as its colours: 3 channels of 8 bits
+  int bits = 8;      // of a sample, as stored
 };
 
-/// Guards against decompression bombs; an image past it is refused before anything is allocated.
+struct DecodeOptions {
+  /// 3: RGB (grey repeated, alpha dropped, CMYK converted). 1: grey (of colours, Pillow's luma). Any other number: the
+  /// samples as stored, of which a pixel must have exactly as many (RGBA: 4).
+  int channels = 3;
+  /// 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size by its DCT, sides rounded up. Other formats come
+  /// whole: Image says what came.
+  int denominator = 1;
+  /// 16-bit samples from `low` to `high` are spread linearly over 0..255, others clipped. The whole range keeps the
+  /// high byte.
+  std::array<int, 2> range16 = {0, 65535};
+};
+
+/// Guards against decompression bombs; an image past it, or of more than three times as many bytes, is refused before
+/// anything is allocated.
 inline constexpr std::int64_t kMaxPixels = 512LL * 1024 * 1024;
 
-/// Format by content (never by extension) and size, from the header alone. Throws core::InputError with the reason.
+/// Format by content (never by extension), size and samples, from the header alone. Throws core::InputError with the
+/// reason.
 ImageInfo probe_image(std::span<const std::byte> bytes);
 
-/// Decodes JPEG (grey, CMYK, YCCK, progressive), PNG (any depth, palette, alpha composited on nothing: dropped) and
-/// WebP to 8-bit RGB. 16-bit samples keep their high byte. EXIF orientation is not applied (as the published pipeline).
-/// A truncated or damaged file throws core::InputError with the reason.
-Image decode_image(std::span<const std::byte> bytes);
+/// Decodes to 8 bits a sample:
+/// - JPEG: grey, colour, CMYK, YCCK, progressive;
+/// - PNG: any depth, palette, alpha;
+/// - WebP: still images;
+/// - TIFF: 8 and 16 bits, grey, palette, RGB, CMYK or any number of channels, in strips or tiles, one page (smaller
+///   copies beside it do not count); none, PackBits, LZW, deflate, JPEG or Zstandard compression;
+/// - BMP: not compressed, 1, 4, 8, 24 or 32 bits a pixel;
+/// - PNM: bitmap, grey and RGB, in digits or bytes; samples are scaled by their maximum.
+/// EXIF orientation is not applied (as the published pipeline). A truncated or damaged file, or one that has not the
+/// samples asked for, throws core::InputError with the reason.
+Image decode_image(std::span<const std::byte> bytes, const DecodeOptions& options = {});
+/// The same into the memory of `into`, which is allocated anew only to grow. After an error its content is unspecified.
+void decode_image(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 
 /// One channel as stored, 8 or 16 bit (label and depth maps): PNG only.
 std::vector<std::uint16_t> decode_grey_png(std::span<const std::byte> bytes, int& width, int& height);

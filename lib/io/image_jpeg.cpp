@@ -28,27 +28,19 @@ Handle make_decompressor() {
   throw core::InputError(fmt::format("The JPEG is damaged: {}.", tjGetErrorStr2(handle.get())));
 }
 
-struct Header {
-  int width = 0, height = 0, colorspace = -1;
-};
+/// A block of 8 x 8 pixels takes a bit at least (Huffman codes have no shorter one).
+constexpr std::int64_t kPixelsPerByte = 512;
 
-Header read_header(const Handle& handle, std::span<const std::byte> bytes) {
-  Header header;
-  int subsampling = 0;
-  const int status = tjDecompressHeader3(handle.get(), codec::data_of(bytes), bytes.size(), &header.width,
-                                         &header.height, &subsampling, &header.colorspace);
+ImageInfo read_header(const Handle& handle, std::span<const std::byte> bytes) {
+  ImageInfo info;
+  int subsampling = 0, colorspace = -1;
+  const int status = tjDecompressHeader3(handle.get(), codec::data_of(bytes), bytes.size(), &info.width, &info.height,
+                                         &subsampling, &colorspace);
   // TurboJPEG also refuses chroma subsampling it has no name for, after filling in the rest; decoding can do it.
-  if (status != 0 && (header.width < 1 || header.height < 1 || header.colorspace < 0)) fail(handle);
-  codec::check_size(header.width, header.height);
-  return header;
-}
-
-/// Adobe writes the four inks inverted, and readers assume so even without its marker. As Pillow converts.
-void convert_inverted_cmyk(std::span<const std::uint8_t> cmyk, std::span<std::uint8_t> rgb) {
-  for (std::size_t pixel = 0; pixel < rgb.size() / 3; ++pixel) {
-    const std::uint8_t* ink = &cmyk[4 * pixel];
-    for (std::size_t c = 0; c < 3; ++c) rgb[3 * pixel + c] = static_cast<std::uint8_t>((ink[c] * ink[3] + 127) / 255);
-  }
+  if (status != 0 && (info.width < 1 || info.height < 1 || colorspace < 0)) fail(handle);
+  codec::check_claim(info.width, info.height, 8, bytes.size(), kPixelsPerByte);
+  info.channels = colorspace == TJCS_GRAY ? 1 : colorspace == TJCS_CMYK || colorspace == TJCS_YCCK ? 4 : 3;
+  return info;
 }
 
 }  // namespace
@@ -56,25 +48,30 @@ void convert_inverted_cmyk(std::span<const std::uint8_t> cmyk, std::span<std::ui
 namespace codec {
 
 ImageInfo probe_jpeg(std::span<const std::byte> bytes) {
-  const Header header = read_header(make_decompressor(), bytes);
-  return {header.width, header.height, ImageFormat::jpeg};
+  return read_header(make_decompressor(), bytes);
 }
 
-Image decode_jpeg(std::span<const std::byte> bytes) {
+void decode_jpeg(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into) {
   const Handle handle = make_decompressor();
-  const Header header = read_header(handle, bytes);
-  const bool four_inks = header.colorspace == TJCS_CMYK || header.colorspace == TJCS_YCCK;
-  Image decoded = allocate(header.width, header.height, four_inks ? 4 : 3);
+  const ImageInfo info = read_header(handle, bytes);
+  const tjscalingfactor scale{1, options.denominator};
+  Layout layout{TJSCALED(info.width, scale), TJSCALED(info.height, scale), info.channels, 8, Colour::rgb};
+  int format = TJPF_RGB;
+  if (info.channels == 1) {
+    layout.colour = Colour::grey;
+    format = TJPF_GRAY;
+  } else if (info.channels == 4) {  // Adobe writes the inks inverted, and readers assume so even without its marker
+    layout.colour = Colour::inverted_cmyk;
+    format = TJPF_CMYK;
+  }
+  prepare(into, layout, options);
   // A warning (data that end early, a bad code) means grey or shifted pixels: the file is rejected. LIMITSCANS refuses
   // progressive files made to take minutes.
-  if (tjDecompress2(handle.get(), data_of(bytes), bytes.size(), decoded.pixels.data(), header.width, 0, header.height,
-                    four_inks ? TJPF_CMYK : TJPF_RGB, TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS) != 0) {
+  if (tjDecompress2(handle.get(), data_of(bytes), bytes.size(), into.pixels.data(), into.width, 0, into.height, format,
+                    TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS) != 0) {
     fail(handle);
   }
-  if (!four_inks) return decoded;
-  Image image = allocate(header.width, header.height, 3);
-  convert_inverted_cmyk(decoded.pixels, image.pixels);
-  return image;
+  finish(into, layout, options);
 }
 
 }  // namespace codec

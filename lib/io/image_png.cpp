@@ -49,20 +49,15 @@ class Png {
 
 class Reader : public Png {
  public:
-  explicit Reader(std::span<const std::byte> bytes) : rest_(bytes) {
-    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, static_cast<Png*>(this), on_error, on_warning);
-    if (png_ != nullptr) info_ = png_create_info_struct(png_);
-    if (info_ == nullptr) {
-      png_destroy_read_struct(&png_, nullptr, nullptr);
-      throw std::bad_alloc();
-    }
-    png_set_read_fn(png_, this, on_read);
+  static constexpr std::int64_t kDeflateRatio = 1032;  // 258 equal bytes take two bits
+
+  explicit Reader(std::span<const std::byte> bytes) : Reader(bytes, Unread{}) {
     call([](png_structp png, png_infop info) { png_read_info(png, info); });
     width = png_get_image_width(png_, info_);
     height = png_get_image_height(png_, info_);
     depth = png_get_bit_depth(png_, info_);
     color = png_get_color_type(png_, info_);
-    codec::check_size(width, height);
+    codec::check_claim(width, height, png_get_channels(png_, info_) * depth, bytes.size(), kDeflateRatio);
   }
   ~Reader() { png_destroy_read_struct(&png_, &info_, nullptr); }
 
@@ -85,6 +80,20 @@ class Reader : public Png {
   int depth = 0, color = 0;
 
  private:
+  /// By itself, so that the destructor runs when reading the header throws.
+  struct Unread {};
+  Reader(std::span<const std::byte> bytes, Unread /*tag*/) : rest_(bytes) {
+    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, static_cast<Png*>(this), on_error, on_warning);
+    if (png_ != nullptr) info_ = png_create_info_struct(png_);
+    if (info_ == nullptr) {
+      png_destroy_read_struct(&png_, nullptr, nullptr);
+      throw std::bad_alloc();
+    }
+    png_set_read_fn(png_, this, on_read);
+    // Only what pixels are made of: texts and profiles could be inflated to gigabytes.
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+  }
+
   static void on_read(png_structp png, png_bytep out, std::size_t size) {
     auto& rest = static_cast<Reader*>(png_get_io_ptr(png))->rest_;
     if (size > rest.size()) png_error(png, "the file ends early");
@@ -150,26 +159,36 @@ std::uint32_t big_endian(std::span<const std::byte> bytes, std::size_t offset) {
 namespace codec {
 
 ImageInfo probe_png(std::span<const std::byte> bytes) {
-  constexpr std::size_t kWidth = 16, kHeight = 20,
-                        kEnd = 24;  // after the signature and the header chunk's length and name
+  // After the signature and the header chunk's length and name.
+  constexpr std::size_t kWidth = 16, kHeight = 20, kDepth = 24, kColor = 25, kEnd = 26;
   if (bytes.size() < kEnd) throw core::InputError("The PNG is damaged: the file ends early.");
   const std::int64_t width = big_endian(bytes, kWidth), height = big_endian(bytes, kHeight);
   check_size(width, height);
-  return {static_cast<int>(width), static_cast<int>(height), ImageFormat::png};
+  ImageInfo info{static_cast<int>(width), static_cast<int>(height), ImageFormat::png};
+  const int color = std::to_integer<int>(bytes[kColor]);
+  if (color != PNG_COLOR_TYPE_PALETTE) {
+    info.channels = ((color & PNG_COLOR_MASK_COLOR) != 0 ? 3 : 1) + ((color & PNG_COLOR_MASK_ALPHA) != 0 ? 1 : 0);
+    info.bits = std::to_integer<int>(bytes[kDepth]);
+  }
+  return info;
 }
 
-Image decode_png(std::span<const std::byte> bytes) {
+void decode_png(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into) {
   Reader reader(bytes);
-  Image image = allocate(reader.width, reader.height, 3);
+  const ImageInfo info = probe_png(bytes);
+  const Layout layout{info.width, info.height, info.channels, reader.depth == 16 ? 16 : 8,
+                      info.channels < 3 ? Colour::grey : Colour::rgb};
+  prepare(into, layout, options);
   reader.call([&reader](png_structp png, png_infop /*info*/) {
-    if (reader.color == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png);
+    if (reader.color == PNG_COLOR_TYPE_PALETTE) {
+      png_set_palette_to_rgb(png);
+      png_set_strip_alpha(png);
+    }
     if (reader.color == PNG_COLOR_TYPE_GRAY && reader.depth < 8) png_set_expand_gray_1_2_4_to_8(png);
-    if ((reader.color & PNG_COLOR_MASK_COLOR) == 0) png_set_gray_to_rgb(png);
-    png_set_strip_16(png);
-    png_set_strip_alpha(png);
+    png_set_swap(png);
   });
-  reader.read_rows(image.pixels.data(), std::size_t{3} * reader.width);
-  return image;
+  reader.read_rows(into.pixels.data(), into.pixels.size() / reader.height);
+  finish(into, layout, options);
 }
 
 }  // namespace codec

@@ -1,61 +1,25 @@
-#include "io/image.hpp"
+#include <sys/resource.h>
 
-#include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <cstring>
 #include <map>
-#include <optional>
 #include <stdexcept>
-#include <string>
 
-#include "core/error.hpp"
-#include "core/files.hpp"
 #include "core/random.hpp"
+#include "image_fixtures.hpp"
 #include "testing.hpp"
 
 using namespace allosaur;
+using testing::bytes_of;
+using testing::difference;
+using testing::expected;
+using testing::fixture;
+using testing::try_decode;
 
 namespace {
 
 constexpr std::array kFixtures = {"rgb.jpg",         "progressive.jpg", "grey.jpg",     "cmyk.jpg",  "ycck.jpg",
                                   "sampling1x4.jpg", "rgb.png",         "grey.png",     "grey1.png", "palette.png",
                                   "rgba.png",        "lossy.webp",      "lossless.webp"};
-
-std::string fixture(const std::string& name) {
-  return core::read_text(testing::data_directory() / "io" / name);
-}
-
-std::span<const std::byte> bytes_of(const std::string& text) {
-  return std::as_bytes(std::span(text));
-}
-
-/// A fixture's expected pixels: width, height, RGB.
-io::Image expected(const std::string& name) {
-  const std::string text = fixture(name);
-  io::Image image;
-  std::memcpy(&image.width, text.data(), 4);
-  std::memcpy(&image.height, text.data() + 4, 4);
-  image.pixels.assign(text.begin() + 8, text.end());
-  return image;
-}
-
-/// Largest difference of any value; 256 when sizes differ.
-int difference(const io::Image& a, const io::Image& b) {
-  if (a.width != b.width || a.height != b.height || a.pixels.size() != b.pixels.size()) return 256;
-  int largest = 0;
-  for (std::size_t i = 0; i < a.pixels.size(); ++i) largest = std::max(largest, std::abs(a.pixels[i] - b.pixels[i]));
-  return largest;
-}
-
-/// The decoded image, or none when the bytes were refused with an InputError; anything else fails the test.
-std::optional<io::Image> try_decode(const std::string& content) {
-  try {
-    return io::decode_image(bytes_of(content));
-  } catch (const core::InputError&) {
-    return std::nullopt;
-  }
-}
 
 io::Image gradient(int width, int height, int channels) {
   io::Image image{width, height, channels, {}};
@@ -188,6 +152,32 @@ TEST_CASE("a header that claims a huge image is refused before memory is taken")
   jpeg.replace(jpeg.find("\xFF\xC0") + 5, 4, "\xFF\x00\xFF\x00", 4);
   CHECK_THROWS_WITH_AS(io::decode_image(bytes_of(jpeg)), doctest::Contains("too large: 65280 x 65280"),
                        core::InputError);
+}
+
+TEST_CASE("a header that claims more pixels than its bytes can hold is refused") {
+  const auto check = [](std::string content, std::size_t offset, const std::string& sides) {
+    content.replace(offset, sides.size(), sides);
+    CHECK_THROWS_WITH_AS(io::decode_image(bytes_of(content)), doctest::Contains("more than the file can hold"),
+                         core::InputError);
+  };
+  const std::string jpeg = fixture("rgb.jpg"), webp = fixture("lossy.webp");
+  check(jpeg, jpeg.find("\xFF\xC0") + 5, {16, 0, 16, 0});
+  check(webp, webp.find("\x9D\x01\x2A") + 3, {0, 16, 0, 16});
+}
+
+TEST_CASE("texts of a PNG take no memory") {
+  const auto peak_mebibytes = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss / 1024;
+  };
+  std::string png = fixture("text_bomb.png");
+  const std::size_t chunk = png.find("zTXt") - 4, end = png.find("IDAT") - 4;
+  const std::string text = png.substr(chunk, end - chunk);
+  for (int i = 0; i < 200; ++i) png.insert(chunk, text);
+  const auto before = peak_mebibytes();
+  CHECK(io::decode_image(bytes_of(png)).pixels == std::vector<std::uint8_t>(3, 7));
+  CHECK(peak_mebibytes() - before < 100);
 }
 
 TEST_CASE("flipped bits give an image or an InputError, never a crash") {
