@@ -32,7 +32,7 @@ class Dataset {
 
 /// Collective (rank 0 scans, all learn the result). Opens a source by what it is: a folder of images, or the index file
 /// / folder of packed shards written by `allosaur pack` or `allosaur curate` (with `labelled`, its stored labels). A
-/// folder is searched recursively, through symbolic links, for .jpg .jpeg .png .webp in any case; names that begin with
+/// folder is searched recursively, through symbolic links, for image files by their extension; names that begin with
 /// a dot are skipped; images are ordered by path. With `labelled`, the class of an image is its top folder, classes
 /// sorted by name. Throws core::InputError naming the path when it is missing, unreadable, or holds no image, and when
 /// `labelled` is asked of a source without classes.

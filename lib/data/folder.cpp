@@ -24,7 +24,8 @@ namespace {
 namespace fs = std::filesystem;
 
 bool has_image_extension(const fs::path& path) {
-  static constexpr std::array<std::string_view, 4> kExtensions = {".jpg", ".jpeg", ".png", ".webp"};
+  static constexpr std::array<std::string_view, 11> kExtensions = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff",
+                                                                   ".bmp", ".ppm",  ".pgm", ".pbm",  ".pnm"};
   std::string extension = path.extension().string();
   std::transform(extension.begin(), extension.end(), extension.begin(),
                  [](unsigned char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c); });
@@ -75,8 +76,10 @@ class Scan {
 std::string scan_to_text(const fs::path& root) {
   const std::vector<std::string> paths = Scan::run(root);
   if (paths.empty()) {
-    throw core::InputError(fmt::format(
-        "The folder {} holds no image (.jpg, .jpeg, .png or .webp), nor does any folder below it.", root.string()));
+    throw core::InputError(
+        fmt::format("The folder {} holds no image (.jpg, .jpeg, .png, .webp, .tif, .tiff, .bmp, .ppm, .pgm, .pbm, "
+                    ".pnm), nor does any folder below it.",
+                    root.string()));
   }
   std::string text;
   for (const std::string& path : paths) {
