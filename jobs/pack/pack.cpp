@@ -8,6 +8,7 @@
 #include "core/error.hpp"
 #include "data/packed.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 
 namespace allosaur::jobs {
 namespace {
@@ -29,9 +30,10 @@ class PackJob final : public Job {
 
   void declare(core::Options& options) const override {
     options.section("Pack");
-    options.add_required("pack.source", "folder of images, or packed images");
+    options.add_required("pack.source", "images: a folder, tar shards, a list, or packed images");
     options.add("pack.labelled", false, "keep the class of each image: its top folder, or its stored label");
     declare_run_options(options);
+    declare_source_options(options);
   }
 
   Outcome run(Context& context) const override {
@@ -40,7 +42,7 @@ class PackJob final : public Job {
     const bool labelled = context.options.flag("pack.labelled");
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
     // The source before the output directory, so that a misspelt path does not become its configuration.
-    const auto source = packed ? nullptr : data::open_dataset(world, context.options.path("pack.source"), labelled);
+    const auto source = packed ? nullptr : open_images(context, context.options.path("pack.source"), labelled);
     if (context.dry_run && source) {
       const std::vector<std::int64_t> rows = share_of(world, source->size());
       std::int64_t bytes = 0;
@@ -54,13 +56,14 @@ class PackJob final : public Job {
     const RunDirectory directory(context, name(), context.options.path("output"));
     if (packed) {
       context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
-                       data::open_dataset(world, index, labelled)->size());
+                       open_images(context, index, labelled)->size());
       return Outcome::complete;
     }
 
     const std::vector<std::int64_t> rows = share_of(world, source->size());
     core::Progress progress(context.log, "pack", static_cast<std::int64_t>(rows.size()), "images");
     RejectedList rejected(context, directory.path());
+    rejected.add_problems(*source);
     const data::PackedResult result = data::write_packed(
         world, *source, rows, {}, index, context.threads,
         [&](std::int64_t done) {

@@ -13,6 +13,7 @@
 #include "jobs/device.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 #include "model/weights.hpp"
 #include "train/loop.hpp"
 #include "train/plan.hpp"
@@ -32,8 +33,8 @@ class OnlineEvaluation {
         metrics_(metrics),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
-        train_(data::open_dataset(context.world, context.options.path("evaluate.train"), true)),
-        test_(data::open_dataset(context.world, context.options.path("evaluate.test"), true)) {}
+        train_(open_images(context, context.options.path("evaluate.train"), true)),
+        test_(open_images(context, context.options.path("evaluate.test"), true)) {}
 
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
     evaluation::Hooks hooks;
@@ -67,6 +68,7 @@ class PretrainJob final : public Job {
   std::string_view summary() const override { return "pretrain a vision transformer on images without labels"; }
   void declare(core::Options& options) const override {
     declare_run_options(options);
+    declare_source_options(options);
     declare_pretrain_options(options);
     declare_evaluate_options(options);
   }
@@ -106,9 +108,10 @@ Outcome pretrain(Context& context) {
   config.loader.max_rejected = options.number("run.max_rejected");
   const std::int64_t workers = options.integer("train.num_workers");
   config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
-  const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
+  const auto dataset = open_images(context, options.path("train.dataset_path"), /*labelled=*/false);
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
+  rejected.add_problems(*dataset);
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   ComputeDevice device(context, options.text("train.device"));
   config.units.device = device.device();

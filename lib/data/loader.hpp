@@ -36,11 +36,6 @@ struct Batch {
   std::vector<std::string> keys;  // n sample names, for error reports
 };
 
-/// A sample that could not be read or decoded.
-struct Rejected {
-  std::string key, reason;
-};
-
 /// Worker threads, bounded prefetch, delivery in order. What iteration i holds is a pure function of (seed, i,
 /// position): it depends neither on the number of ranks nor on threads, and starting late costs nothing. Global slot j
 /// of iteration i has position i * global_batch + j and holds sample Permutation(size, seed, position / size)(position
