@@ -308,7 +308,7 @@ TEST_CASE("a large JPEG is decoded at a fraction of its size, for the same crops
     for (std::size_t c = 0; c < scaled.size(); ++c) {
       const at::Tensor difference = (scaled[c].to(at::kFloat) - whole[c].to(at::kFloat)).abs();
       CHECK(difference.mean().item<double>() > 0);  // something else was decoded
-      CHECK(difference.mean().item<double>() < 1.0);
+      CHECK(difference.mean().item<double>() < 1.5);
       CHECK(difference.max().item<double>() < 64);  // at edges, where the filters differ
     }
   }
