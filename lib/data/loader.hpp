@@ -22,7 +22,8 @@ struct LoaderConfig {
   std::int64_t group = 64;         ///< images a group (batch_size_per_gpu): the grain of mask quotas
   int workers = 1;                 ///< threads
   int prefetch = 4;                ///< batches decoded ahead
-  double max_rejected = 0.01;      ///< fraction of the distinct files seen that may be broken
+  bool pinned = false;  ///< crops in page-locked memory, where there is CUDA: to be copied to a GPU while it works
+  double max_rejected = 0.01;  ///< fraction of the distinct files seen that may be broken
   /// Told of every broken file, once, as it is met. From worker threads, one at a time; may be empty.
   std::function<void(const std::string& key, const std::string& reason)> reject;
 };
@@ -30,8 +31,8 @@ struct LoaderConfig {
 /// This rank's part of one iteration: n = global_batch / ranks images.
 struct Batch {
   std::int64_t iteration = 0;
-  at::Tensor global_crops;        // f32 [2n, 3, S, S], normalised; crop-major
-  at::Tensor local_crops;         // f32 [L*n, 3, s, s], crop-major; undefined when there are no local crops
+  at::Tensor global_crops;        // AugmentConfig::type [2n, channels, S, S]; crop-major
+  at::Tensor local_crops;         // as these [L*n, channels, s, s]; undefined when there are no local crops
   at::Tensor masks;               // bool [2n, N]; groups of `group` images are masked independently
   std::vector<std::string> keys;  // n sample names, for error reports
 };
