@@ -180,7 +180,7 @@ Outcome PipelineJob::run(Context& context) const {
   }
   if (!phases.run("curate", curate)) return Outcome::preempted;
 
-  options.set("train.dataset_path", (phases.folder("curate") / kCuratedFolder).string());
+  options.set("train.dataset_path", std::vector{(phases.folder("curate") / kCuratedFolder).string()});
   if (!phases.run("pretrain", pretrain)) return Outcome::preempted;
 
   const bool evaluated = !options.text("evaluate.train").empty();

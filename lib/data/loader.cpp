@@ -14,8 +14,8 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
-#include "core/random.hpp"
 #include "data/loader_memory.hpp"
+#include "data/sampler.hpp"
 
 namespace allosaur::data {
 namespace {
@@ -37,6 +37,8 @@ struct Loader::Impl {
   Impl(std::shared_ptr<const Dataset> source, const LoaderConfig& settings, int rank, int ranks, std::int64_t first)
       : dataset(std::move(source)),
         config(settings),
+        sampler(config.source_sizes.empty() ? std::vector{dataset->size()} : config.source_sizes, config.source_weights,
+                config.seed),
         memory(std::make_shared<BatchMemory>(static_cast<std::size_t>(std::max(1, config.prefetch)) + 1)),
         next_iteration(first) {
     if (dataset->size() == 0) throw core::InputError("There is no image to load.");
@@ -152,9 +154,7 @@ struct Loader::Impl {
 
   /// Writes the crops of the image at a global position, or of the replacement of a broken one; returns its key.
   std::string render_sample(std::int64_t position, Augmenter& augmenter, std::span<void* const> crops) {
-    const std::int64_t size = dataset->size();
-    std::int64_t index =
-        core::Permutation(size, config.seed, static_cast<std::uint64_t>(position / size))(position % size);
+    std::int64_t index = sampler(position);
     for (std::uint32_t attempt = 1; attempt <= kMaxAttempts; ++attempt) {
       mark_seen(index);
       try {
@@ -164,8 +164,7 @@ struct Loader::Impl {
       } catch (const core::InputError& error) {
         reject(index, error.what());
       }
-      index = core::Random(config.seed, core::Purpose::sample_order, static_cast<std::uint64_t>(position), attempt)
-                  .below(size);
+      index = sampler.replacement(position, attempt);
     }
     const std::lock_guard lock(record);
     throw core::InputError(
@@ -217,6 +216,7 @@ struct Loader::Impl {
 
   const std::shared_ptr<const Dataset> dataset;
   const LoaderConfig config;
+  const Sampler sampler;
   const std::shared_ptr<BatchMemory> memory;
   std::int64_t images = 0;      // of this rank in an iteration
   std::int64_t first_slot = 0;  // of this rank

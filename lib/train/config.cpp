@@ -151,7 +151,10 @@ model::HeadConfig head_config(const core::Options& options, const std::string& p
 
 void declare_options(core::Options& o) {
   o.section("Pretraining: data");
-  o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards", OptionKind::free);
+  o.add("train.dataset_path", std::vector<std::string>(),
+        "Images to learn from: one or more folders, tar shards, lists or packed images", OptionKind::free);
+  o.add("train.dataset_weights", Numbers(),
+        "Share of each source in the samples, to any scale; none: every image comes equally often");
   o.add("train.batch_size", std::int64_t{0},
         "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
   o.add("train.batch_size_per_gpu", std::int64_t{64},
@@ -345,6 +348,7 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.units.accumulate = c.micro_batch < share;
 
   c.loader.augment = augment_config(o);
+  c.loader.source_weights = o.get<Numbers>("train.dataset_weights");
   data::MaskConfig& mask = c.loader.mask;
   mask.patches_per_side = c.network.backbone.grid();
   mask.sample_probability = o.number("ibot.mask_sample_probability");

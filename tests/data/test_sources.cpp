@@ -164,7 +164,7 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
   CHECK(shards() == Result{4, 2});
 
   // A damaged index is made anew as well.
-  on_first_rank([&] { settle({"n01.tar"}); });
+  settle({"n01.tar"});
   shards();
   on_first_rank([&] {
     for (const auto& file : fs::directory_iterator(cache.path())) fs::resize_file(file, 700);
