@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 
+#include "data/pixels.hpp"
+
 namespace allosaur::jobs {
 namespace {
 
@@ -28,6 +30,7 @@ void declare_source_options(core::Options& options) {
               OptionKind::free);
   options.add("data.stage", "", "folder on a disk of each node to which tar shards are copied before they are read",
               OptionKind::free);
+  data::declare_pixel_options(options);
 }
 
 std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::path& source, bool labelled) {

@@ -7,7 +7,8 @@
 
 namespace allosaur::jobs {
 
-/// Declares where indexes of sources are kept and where shards are staged: `data.index_cache`, `data.stage`.
+/// Declares what images are (data::declare_pixel_options), where indexes of sources are kept and where shards are
+/// staged: `data.index_cache`, `data.stage`.
 void declare_source_options(core::Options& options);
 
 /// Collective. data::open_dataset() with these places; scanning shows that the rank is alive.

@@ -22,6 +22,7 @@
 #include "curation/thumbnail.hpp"
 #include "data/joined.hpp"
 #include "data/packed.hpp"
+#include "data/pixels.hpp"
 #include "io/sharded_array.hpp"
 #include "jobs/curate/features.hpp"
 #include "jobs/run_directory.hpp"
@@ -83,7 +84,8 @@ Config read_config(const Context& context) {
                 .reference_threshold = read_threshold(options, "curate.reference_threshold"),
                 .duplicate_k = at_least("curate.dedup_k", 1),
                 .retrieval = {.k = at_least("curate.k", 1), .target = at_least("curate.target", 0)},
-                .extract = {.resize = static_cast<int>(at_least("curate.resize", 1)),
+                .extract = {.pixels = data::read_pixel_config(options),
+                            .resize = static_cast<int>(at_least("curate.resize", 1)),
                             .crop = static_cast<int>(at_least("curate.crop", 1)),
                             .batch = static_cast<int>(at_least("curate.batch", 1)),
                             .threads = context.threads},
@@ -91,16 +93,27 @@ Config read_config(const Context& context) {
                 .similarity_backbone = {}};
   if (config.pool.front().empty())
     throw core::UsageError("curate.pool is not given: name a folder of images, or packed images.");
+  const int channels = config.extract.pixels.channels;
+  const auto load_backbone = [&](const std::string& file) {
+    auto backbone = model::load_backbone(file);
+    model::require_channels(backbone->config(), channels, file);
+    return backbone;
+  };
   if (const std::string& file = options.text("curate.copy_weights"); !file.empty()) {
     if (!config.duplicate_threshold) {
       throw core::UsageError(
           "With curate.copy_weights, curate.dedup_threshold must be a number: the calibrated one is the training-free "
           "descriptor's.");
     }
-    config.copy_backbone = model::load_backbone(file);
+    config.copy_backbone = load_backbone(file);
+  } else if (channels != 1 && channels != 3) {
+    throw core::UsageError(fmt::format(
+        "data.channels is {}, but without curate.copy_weights copies are found by a descriptor of grey or RGB "
+        "images: give a backbone for {} channels.",
+        channels, channels));
   }
   if (const std::string& file = options.text("curate.similarity_weights"); !file.empty()) {
-    config.similarity_backbone = model::load_backbone(file);
+    config.similarity_backbone = load_backbone(file);
   }
   return config;
 }
@@ -443,7 +456,8 @@ Outcome curate(Context& context) {
     const auto tokens =
         backbone_features(context, *config.copy_backbone, images.all, config.extract, run.path(), "copy");
     copy = {tokens.rows.unsqueeze(1), tokens.rows.norm(2, {1}).gt(0).to(at::kLong), {}};
-  } else if (auto found = training_free_features(context, images.all, images.pool, run.path())) {
+  } else if (auto found =
+                 training_free_features(context, images.all, images.pool, config.extract.pixels.range16, run.path())) {
     copy = std::move(*found);
     log.info(
         "copies are found by a descriptor that needs no training; its threshold on this pool is {:.3f}, which misses "

@@ -94,7 +94,7 @@ std::string identify(comm::Communicator& world, const data::Dataset& dataset) {
 }
 
 std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
-                                                   const fs::path& directory) {
+                                                   const std::array<int, 2>& range16, const fs::path& directory) {
   comm::Communicator& world = context.world;
   const Rows rows = rows_of(world, sources.size());
   const fs::path index = directory / "features" / "copy.h5";
@@ -114,7 +114,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const data:
     core::Progress bar(context.log, "copies of sample images", static_cast<std::int64_t>(wanted.size()),
                        "images a rank");
     sample = comm::coordinate(world, [&] {
-      return curation::sample_copies(sources, wanted, context.threads, [&](std::int64_t done) {
+      return curation::sample_copies(sources, wanted, range16, context.threads, [&](std::int64_t done) {
         context.watchdog.feed();
         bar.update(done);
       });
@@ -135,7 +135,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const data:
     const std::int64_t from = std::min(begin, rows.count), count = std::min(kBlock, rows.count - from);
     blocks.push_back(comm::coordinate(world, [&] {
       return curation::describe_images(
-          descriptor, sources, rows.first + from, count, context.threads,
+          descriptor, sources, rows.first + from, count, range16, context.threads,
           [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); });
     }));
     context.watchdog.feed();

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -28,8 +29,10 @@ struct SimilarityFeatures {
 };
 
 /// Collective. The training-free copy descriptor, fitted to the first `pool` images and calibrated on them. Taken from
-/// `file` when that was written for the same images, else computed and kept there. Nothing when a stop was requested.
+/// below `directory` when it was computed for the same images, else computed and kept there. Nothing when a stop was
+/// requested. `range16`: see io::DecodeOptions.
 std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
+                                                   const std::array<int, 2>& range16,
                                                    const std::filesystem::path& directory);
 
 /// Collective. Class tokens of a backbone for the images of `sources`, kept below `directory` under `name`, likewise.

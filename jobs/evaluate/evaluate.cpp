@@ -13,6 +13,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "data/dataset.hpp"
+#include "data/pixels.hpp"
 #include "jobs/run_directory.hpp"
 #include "jobs/sources.hpp"
 #include "model/weights.hpp"
@@ -179,6 +180,7 @@ evaluation::EvaluateConfig evaluate_config(const core::Options& options, int thr
     return values;
   };
   evaluation::EvaluateConfig config;
+  config.extract.pixels = data::read_pixel_config(options);
   config.extract.resize = static_cast<int>(positive("evaluate.resize"));
   config.extract.crop = static_cast<int>(positive("evaluate.crop"));
   config.extract.batch = static_cast<int>(positive("evaluate.batch"));
@@ -217,6 +219,7 @@ Outcome evaluate(Context& context) {
                   .test = required(options, "evaluate.test", "name labelled images to classify"),
                   .backbone = {}};
     result.backbone = model::load_backbone(result.weights);
+    model::require_channels(result.backbone->config(), result.config.extract.pixels.channels, result.weights);
     return result;
   });
   const evaluation::EvaluateConfig& config = inputs.config;

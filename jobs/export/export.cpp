@@ -37,9 +37,9 @@ class ExportJob final : public Job {
         model::save_backbone(output, *backbone);
       }
       const model::VitConfig& shape = backbone->config();
-      context.log.info("{} {} the backbone of {}: {} blocks of width {}, patches of {} pixels", output.string(),
-                       context.dry_run ? "would hold" : "holds", checkpoint.string(), shape.depth, shape.embed_dim,
-                       shape.patch_size);
+      context.log.info("{} {} the backbone of {}: {} blocks of width {}, patches of {} pixels, {} channels",
+                       output.string(), context.dry_run ? "would hold" : "holds", checkpoint.string(), shape.depth,
+                       shape.embed_dim, shape.patch_size, shape.in_channels);
     });
     return Outcome::complete;
   }

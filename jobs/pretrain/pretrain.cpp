@@ -129,6 +129,7 @@ Outcome pretrain(Context& context) {
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   ComputeDevice device(context, options.text("train.device"));
   config.units.device = device.device();
+  config.loader.pinned = config.units.device.is_cuda();
 
   train::LoopContext loop{world,        device.group(),   context.log, run.metrics(),
                           context.stop, context.watchdog, run.path()};

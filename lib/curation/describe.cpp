@@ -32,7 +32,8 @@ void describe_copies(const io::Image& image, std::int64_t row, int from, std::sp
 
 }  // namespace
 
-CopySample sample_copies(const data::Dataset& dataset, std::span<const std::int64_t> rows, int threads,
+CopySample sample_copies(const data::Dataset& dataset, std::span<const std::int64_t> rows,
+                         const std::array<int, 2>& range16, int threads,
                          const std::function<void(std::int64_t)>& progress) {
   const auto n = static_cast<std::int64_t>(rows.size());
   CopySample sample{{rows.begin(), rows.end()},
@@ -44,7 +45,7 @@ CopySample sample_copies(const data::Dataset& dataset, std::span<const std::int6
     core::parallel_for(threads, std::min(kBlock, n - begin), [&](std::int64_t i) {
       const std::int64_t place = begin + i, row = rows[static_cast<std::size_t>(place)];
       try {
-        const io::Image image = io::decode_image(dataset.get(row).bytes);
+        const io::Image image = io::decode_image(dataset.get(row).bytes, {.range16 = range16});
         describe_views(image, row_of(sample.views, place));
         describe_copies(image, row, 0, row_of(sample.fit_copies, place));
         describe_copies(image, row, kSyntheticKinds, row_of(sample.test_copies, place));
@@ -73,13 +74,13 @@ at::Tensor copy_similarities(const CopyDescriptor& descriptor, const CopySample&
 }
 
 CopyViews describe_images(const CopyDescriptor& descriptor, const data::Dataset& dataset, std::int64_t first,
-                          std::int64_t count, int threads, const Reject& reject) {
+                          std::int64_t count, const std::array<int, 2>& range16, int threads, const Reject& reject) {
   const at::Tensor thumbnails = at::zeros({count, kViews, kThumbnailWidth}), pixels = at::zeros({count}, at::kLong);
   auto* pixel_counts = pixels.mutable_data_ptr<std::int64_t>();
   std::vector<std::string> reasons(static_cast<std::size_t>(count));
   core::parallel_for(threads, count, [&](std::int64_t i) {
     try {
-      const io::Image image = io::decode_image(dataset.get(first + i).bytes);
+      const io::Image image = io::decode_image(dataset.get(first + i).bytes, {.range16 = range16});
       describe_views(image, row_of(thumbnails, i));
       pixel_counts[i] = static_cast<std::int64_t>(image.width) * image.height;
     } catch (const core::InputError& error) {

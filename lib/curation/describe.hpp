@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -24,9 +25,10 @@ struct CopySample {
   at::Tensor test_copies;          // the same shape: other copies, for the threshold
 };
 
-/// Local. Decodes the images `rows` of `dataset` and makes copies of them, on `threads` threads: a pure function of the
-/// rows.
-CopySample sample_copies(const data::Dataset& dataset, std::span<const std::int64_t> rows, int threads,
+/// Local. Decodes the images `rows` of `dataset`, as RGB (see io::DecodeOptions for `range16`), and makes copies of
+/// them, on `threads` threads: a pure function of the rows.
+CopySample sample_copies(const data::Dataset& dataset, std::span<const std::int64_t> rows,
+                         const std::array<int, 2>& range16, int threads,
                          const std::function<void(std::int64_t)>& progress);
 
 /// Of each original of the sample, how similar the test copies are to its most similar view: f32 [n * kSyntheticKinds].
@@ -38,8 +40,8 @@ struct CopyViews {
   at::Tensor pixels;  // i64 [n], width times height; 0 where the image was rejected (its views are zero)
 };
 
-/// Local. Describes the images [first, first + count) of `dataset` on `threads` threads.
+/// Local. Describes the images [first, first + count) of `dataset`, decoded likewise, on `threads` threads.
 CopyViews describe_images(const CopyDescriptor& descriptor, const data::Dataset& dataset, std::int64_t first,
-                          std::int64_t count, int threads, const Reject& reject);
+                          std::int64_t count, const std::array<int, 2>& range16, int threads, const Reject& reject);
 
 }  // namespace allosaur::curation

@@ -132,16 +132,10 @@ int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> pl
 Normalization::Normalization(const AugmentConfig& config) : type_(config.type) {
   if (type_ != c10::kFloat && type_ != c10::kBFloat16 && type_ != c10::kHalf && type_ != c10::kByte)
     throw std::logic_error(fmt::format("Normalization: crops of {}", c10::toString(type_)));
-  const auto channels = static_cast<std::size_t>(config.channels);
-  if (config.channels < 1 || config.mean.size() != channels || config.deviation.size() != channels ||
-      std::ranges::any_of(config.deviation, [](double deviation) { return !(deviation > 0); })) {
-    throw core::UsageError(fmt::format(
-        "Images of {} channels need one mean and one positive deviation a channel, but there are {} means and {} "
-        "deviations: set crops.rgb_mean and crops.rgb_std.",
-        config.channels, config.mean.size(), config.deviation.size()));
-  }
-  for (std::size_t c = 0; c < channels; ++c) {
-    const auto mean = static_cast<float>(config.mean[c]), deviation = static_cast<float>(config.deviation[c]);
+  const PixelConfig& pixels = config.pixels;
+  check_pixels(pixels);
+  for (std::size_t c = 0; c < pixels.mean.size(); ++c) {
+    const auto mean = static_cast<float>(pixels.mean[c]), deviation = static_cast<float>(pixels.deviation[c]);
     for (int value = 0; value < 256; ++value) {
       floats_.push_back((static_cast<float>(value) / 255.0F - mean) / deviation);
       halves_.push_back(type_ == c10::kHalf ? c10::Half(floats_.back()).x : c10::BFloat16(floats_.back()).x);
@@ -166,7 +160,7 @@ void Augmenter::augment(std::span<const std::byte> bytes, std::uint64_t seed, st
   draw_crops(config_, info.width, info.height, seed, position, plans_);
   const bool scalable = config_.dct_scaling && info.format == io::ImageFormat::jpeg && info.channels == 3;
   const int denominator = scalable ? decode_denominator(config_, plans_) : 1;
-  io::decode_image(bytes, {.channels = config_.channels, .denominator = denominator, .range16 = {0, 65535}}, image_);
+  io::decode_image(bytes, decode_options(config_.pixels, denominator), image_);
   const auto reduced = [&](int side) { return (side + denominator - 1) / denominator; };
   if (image_.width != reduced(info.width) || image_.height != reduced(info.height)) {
     throw core::InputError(fmt::format("The image has {} x {} pixels, but its header says {} x {}.", image_.width,

@@ -10,6 +10,7 @@
 
 #include "core/random.hpp"
 #include "data/color.hpp"
+#include "data/pixels.hpp"
 #include "io/image.hpp"
 #include "io/image_resize.hpp"
 
@@ -20,8 +21,8 @@ namespace allosaur::data {
 /// Parameters of the published multi-crop augmentation (facts: dinov2/data/augmentations.py). Probabilities of blur are
 /// the effective ones of the published code, which are the nominal ones inverted.
 struct AugmentConfig {
-  /// Of images and crops. Other than 3: saturation, hue and grey are drawn as for 3, but left out.
-  int channels = 3;
+  /// Of images and crops. Other than 3 channels: saturation, hue and grey are drawn as for 3, but left out.
+  PixelConfig pixels = {};
   int global_crops_size = 224, local_crops_size = 96, local_crops_number = 8;
   double global_scale_min = 0.32, global_scale_max = 1.0;
   double local_scale_min = 0.05, local_scale_max = 0.32;
@@ -33,7 +34,6 @@ struct AugmentConfig {
   double blur_sigma_min = 0.1, blur_sigma_max = 2.0;
   double solarize_global2 = 0.2;
   int solarize_threshold = 128;
-  std::vector<double> mean = {0.485, 0.456, 0.406}, deviation = {0.229, 0.224, 0.225};  ///< a channel; ImageNet's
   /// Decode a JPEG at the smallest fraction of its size that serves every crop. False: whole, as published.
   bool dct_scaling = true;
   /// Of crops: float32, bfloat16 or float16, normalised; or uint8 (kByte), as they are, for a device to do it.
@@ -82,7 +82,7 @@ int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> pl
 /// Turns crops into what a network reads: [channels, height, width] of AugmentConfig::type.
 class Normalization {
  public:
-  /// Throws core::UsageError when there is not one mean and one positive deviation a channel.
+  /// Throws core::UsageError as check_pixels() does.
   explicit Normalization(const AugmentConfig& config);
   /// (value / 255 - mean) / deviation per channel in float32, then rounded; uint8: the values.
   void write(const Crop& crop, void* out) const;

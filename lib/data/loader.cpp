@@ -103,7 +103,7 @@ struct Loader::Impl {
     const AugmentConfig& augmentation = config.augment;
     const std::int64_t patches = std::int64_t{config.mask.patches_per_side} * config.mask.patches_per_side;
     const auto crops = [&](std::int64_t number, std::int64_t side) {
-      const std::array<std::int64_t, 4> sizes{number * images, augmentation.channels, side, side};
+      const std::array<std::int64_t, 4> sizes{number * images, augmentation.pixels.channels, side, side};
       // Page-locked memory is kept for further use by LibTorch, which knows what copies a GPU still has to make.
       if (config.pinned && at::hasCUDA())
         return at::empty(sizes, at::TensorOptions(augmentation.type).pinned_memory(true));

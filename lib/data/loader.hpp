@@ -66,16 +66,16 @@ class Loader {
 };
 
 /// The evaluation transform: shorter side resized to `resize` (bicubic, antialiased), centre crop to `crop` (at most
-/// `resize`), normalised. Returns f32 [3, crop, crop]; throws core::InputError when the image is broken.
-at::Tensor evaluation_view(const Sample& sample, int resize, int crop);
+/// `resize`), normalised. Returns f32 [channels, crop, crop]; throws core::InputError when the image is broken.
+at::Tensor evaluation_view(const Sample& sample, const PixelConfig& pixels, int resize, int crop);
 
 /// The evaluation views of many samples, on `threads` threads.
 struct Views {
-  at::Tensor images;               // f32 [indices, 3, crop, crop]; zeros where the image was rejected
+  at::Tensor images;               // f32 [indices, channels, crop, crop]; zeros where the image was rejected
   std::vector<bool> valid;         // [indices]
   std::vector<Rejected> rejected;  // in the order of `indices`
 };
-Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, int resize, int crop,
-                       int threads);
+Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, const PixelConfig& pixels,
+                       int resize, int crop, int threads);
 
 }  // namespace allosaur::data

@@ -25,8 +25,8 @@ void centre_crop(const Crop& whole, int size, Crop& view) {
   }
 }
 
-/// Writes the view of one image: f32 [3, crop, crop].
-void render_view(const io::Image& image, int resize, int crop, float* out) {
+/// Writes the view of one image: f32 [channels, crop, crop].
+void render_view(const io::Image& image, const Normalization& normalization, int resize, int crop, float* out) {
   if (crop > resize) {
     throw core::UsageError(fmt::format(
         "A crop of {} pixels does not fit into images resized to {} pixels; give a smaller crop.", crop, resize));
@@ -37,7 +37,6 @@ void render_view(const io::Image& image, int resize, int crop, float* out) {
   const io::Box middle{static_cast<double>((image.width - width) / 2), static_cast<double>((image.height - height) / 2),
                        static_cast<double>(width), static_cast<double>(height)};
   const auto scaled = [&](int side) { return static_cast<int>(static_cast<std::int64_t>(resize) * side / shorter); };
-  static const Normalization normalization{AugmentConfig{}};
   thread_local io::Resizer resizer;
   thread_local Crop whole, view;
   whole.resize(image.channels, scaled(width), scaled(height));
@@ -48,22 +47,25 @@ void render_view(const io::Image& image, int resize, int crop, float* out) {
 
 }  // namespace
 
-at::Tensor evaluation_view(const Sample& sample, int resize, int crop) {
-  at::Tensor view = at::empty({3, crop, crop}, at::kFloat);
-  render_view(io::decode_image(sample.bytes), resize, crop, view.data_ptr<float>());
+at::Tensor evaluation_view(const Sample& sample, const PixelConfig& pixels, int resize, int crop) {
+  const Normalization normalization({.pixels = pixels});
+  at::Tensor view = at::empty({pixels.channels, crop, crop}, at::kFloat);
+  render_view(io::decode_image(sample.bytes, decode_options(pixels)), normalization, resize, crop,
+              view.data_ptr<float>());
   return view;
 }
 
-Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, int resize, int crop,
-                       int threads) {
+Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, const PixelConfig& pixels,
+                       int resize, int crop, int threads) {
+  const Normalization normalization({.pixels = pixels});
   const auto count = static_cast<std::int64_t>(indices.size());
   Views views;
-  views.images = at::zeros({count, 3, crop, crop}, at::kFloat);
+  views.images = at::zeros({count, pixels.channels, crop, crop}, at::kFloat);
   std::vector<std::string> reasons(indices.size());
   core::parallel_for(threads, count, [&](std::int64_t i) {
     try {
       const Sample sample = dataset.get(indices[static_cast<std::size_t>(i)]);
-      render_view(io::decode_image(sample.bytes), resize, crop,
+      render_view(io::decode_image(sample.bytes, decode_options(pixels)), normalization, resize, crop,
                   views.images.data_ptr<float>() + i * views.images.stride(0));
     } catch (const core::InputError& error) {
       reasons[static_cast<std::size_t>(i)] = error.what();

@@ -36,7 +36,8 @@ void fill(Features& features, const data::Dataset& dataset, const ExtractConfig&
     const std::int64_t count = std::min<std::int64_t>(config.batch, rows - row);
     std::vector<std::int64_t> indices(static_cast<std::size_t>(count));
     std::iota(indices.begin(), indices.end(), features.first + row);
-    const auto views = data::evaluation_views(dataset, indices, config.resize, config.crop, config.threads);
+    const auto views =
+        data::evaluation_views(dataset, indices, config.pixels, config.resize, config.crop, config.threads);
     describe(views.images, row);
     for (std::int64_t i = 0; i < count; ++i) {
       if (views.valid[static_cast<std::size_t>(i)]) continue;
@@ -72,7 +73,7 @@ Features extract(comm::Communicator& group, const model::VisionTransformer& back
 
 Features extract_pixels(comm::Communicator& group, const data::Dataset& dataset, const ExtractConfig& config,
                         const Reject& reject, const Progress& progress) {
-  Features features = allocate(group, dataset, 1, std::int64_t{3} * config.crop * config.crop);
+  Features features = allocate(group, dataset, 1, std::int64_t{config.pixels.channels} * config.crop * config.crop);
   fill(features, dataset, config, reject, progress, [&](const at::Tensor& images, std::int64_t row) {
     features.cls.narrow(0, row, images.size(0)).copy_(images.view({images.size(0), 1, -1}));
   });

@@ -7,12 +7,14 @@
 
 #include "comm/communicator.hpp"
 #include "data/dataset.hpp"
+#include "data/pixels.hpp"
 #include "model/vision_transformer.hpp"
 
 namespace allosaur::features {
 
 struct ExtractConfig {
-  int resize = 256, crop = 224;  ///< evaluation view
+  data::PixelConfig pixels = {};  ///< its channels are those that the backbone reads
+  int resize = 256, crop = 224;   ///< evaluation view
   int batch = 64;
   int threads = 1;               ///< decoding threads
   int last_blocks = 1;           ///< n of intermediate_layers
@@ -36,8 +38,8 @@ Features extract(comm::Communicator& group, const model::VisionTransformer& back
                  const ExtractConfig& config, const std::function<void(const std::string&, const std::string&)>& reject,
                  const std::function<void(std::int64_t)>& progress = {});
 
-/// Collective. The evaluation view itself as the feature: `cls` is f32 [rows, 1, 3 * crop * crop]. The baseline that a
-/// backbone has to beat; `last_blocks` and `average_patches` mean nothing here.
+/// Collective. The evaluation view itself as the feature: `cls` is f32 [rows, 1, channels * crop * crop]. The baseline
+/// that a backbone has to beat; `last_blocks` and `average_patches` mean nothing here.
 Features extract_pixels(comm::Communicator& group, const data::Dataset& dataset, const ExtractConfig& config,
                         const std::function<void(const std::string&, const std::string&)>& reject,
                         const std::function<void(std::int64_t)>& progress = {});

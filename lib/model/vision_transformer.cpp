@@ -109,7 +109,7 @@ VisionTransformer::VisionTransformer(const VitConfig& config) : config_(config) 
   pos_embed_ = at::zeros({1, 1 + patches, dim});
   if (config.num_register_tokens > 0) register_tokens_ = at::zeros({1, config.num_register_tokens, dim});
   mask_token_ = at::zeros({1, dim});
-  patch_weight_ = at::zeros({dim, 3, config.patch_size, config.patch_size});
+  patch_weight_ = at::zeros({dim, config.in_channels, config.patch_size, config.patch_size});
   patch_bias_ = at::zeros({dim});
   for (int i = 0; i < config.depth; ++i) {
     Block& block = blocks_.emplace_back();
@@ -138,7 +138,8 @@ std::vector<Parameter> VisionTransformer::parameters() {
   const auto add = [&list](std::string unit, std::string name, at::Tensor& tensor, Init init, double scale = 0) {
     if (tensor.defined()) list.push_back({std::move(name), std::move(unit), &tensor, init, scale});
   };
-  const double patch_bound = 1.0 / std::sqrt(3.0 * config_.patch_size * config_.patch_size);
+  const double patch_bound =
+      1.0 / std::sqrt(static_cast<double>(config_.in_channels) * config_.patch_size * config_.patch_size);
   add("patch_embed", "cls_token", cls_token_, Init::tiny_normal);
   add("patch_embed", "pos_embed", pos_embed_, Init::truncated_normal);
   add("patch_embed", "register_tokens", register_tokens_, Init::tiny_normal);
@@ -191,18 +192,22 @@ at::Tensor VisionTransformer::positions(std::int64_t height, std::int64_t width)
 }
 
 at::Tensor VisionTransformer::embed(const at::Tensor& images, const at::Tensor& masks) const {
-  const std::int64_t batch = images.size(0), dim = config_.embed_dim, patch = config_.patch_size;
+  const std::int64_t batch = images.size(0), channels = config_.in_channels, dim = config_.embed_dim,
+                     patch = config_.patch_size;
+  if (images.size(1) != channels)
+    throw core::UsageError(
+        fmt::format("Images have {} channels, but the network reads {} (data.channels).", images.size(1), channels));
   if (images.size(2) % patch != 0 || images.size(3) % patch != 0)
     throw core::UsageError(fmt::format("Images of {} x {} pixels are not multiples of the patch size {}.",
                                        images.size(2), images.size(3), patch));
   const std::int64_t height = images.size(2) / patch, width = images.size(3) / patch;
   // A convolution whose stride is its kernel is a matrix product over patches.
   const at::Tensor pixels = images.to(patch_weight_.options())
-                                .view({batch, 3, height, patch, width, patch})
+                                .view({batch, channels, height, patch, width, patch})
                                 .permute({0, 2, 4, 1, 3, 5})
-                                .reshape({batch, height * width, 3 * patch * patch});
+                                .reshape({batch, height * width, channels * patch * patch});
   at::Tensor x =
-      linear(pixels, patch_weight_.view({dim, 3 * patch * patch}), patch_bias_, fast_products_);  // [B, N, D]
+      linear(pixels, patch_weight_.view({dim, channels * patch * patch}), patch_bias_, fast_products_);  // [B, N, D]
   if (masks.defined()) x = at::where(masks.unsqueeze(-1), mask_token_.unsqueeze(0).to(x.dtype()), x);
   x = at::cat({cls_token_.expand({batch, 1, dim}), x}, 1) + positions(height, width);
   if (config_.num_register_tokens > 0)

@@ -11,7 +11,7 @@ namespace allosaur::model {
 
 /// Shape of a vision transformer (DINOv2 paper, Table 17). Head dimension is embed_dim / num_heads.
 struct VitConfig {
-  int image_size = 224, patch_size = 14;
+  int image_size = 224, patch_size = 14, in_channels = 3;
   int embed_dim = 1024, depth = 24, num_heads = 16;
   double mlp_ratio = 4.0;
   bool swiglu = false;
@@ -37,7 +37,7 @@ struct VitOutput {
 
 /// One crop resolution of a packed forward.
 struct VitInput {
-  at::Tensor images;  // [B, 3, H, W], H and W multiples of the patch size; moved to the weights' type and device
+  at::Tensor images;  // [B, C, H, W], H and W multiples of the patch size; moved to the weights' type and device
   at::Tensor masks;   // bool [B, N] or undefined
   /// Rows kept by stochastic depth, in order: block 0 attention, block 0 ffn, block 1 attention, ...; each i64 [k]
   /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth). Empty: all rows.

@@ -33,8 +33,9 @@ VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where
   };
   VitConfig config;
   const at::Tensor& patch = need("patch_embed.proj.weight");
-  if (patch.dim() != 4 || patch.size(1) != 3)
-    throw core::StorageError(fmt::format("patch_embed.proj.weight in {} is not [D, 3, p, p].", where));
+  if (patch.dim() != 4)
+    throw core::StorageError(fmt::format("patch_embed.proj.weight in {} is not [D, C, p, p].", where));
+  config.in_channels = static_cast<int>(patch.size(1));
   config.embed_dim = static_cast<int>(patch.size(0));
   config.patch_size = static_cast<int>(patch.size(2));
   config.num_heads = std::max(1, config.embed_dim / 64);
@@ -126,9 +127,18 @@ void assign(const std::vector<Parameter>& parameters, const io::NamedTensors& so
                   shown < problems.size() ? fmt::format("; and {} more", problems.size() - shown) : ""));
 }
 
+void require_channels(const VitConfig& config, int channels, const std::string& where) {
+  if (config.in_channels != channels)
+    throw core::UsageError(
+        fmt::format("The network in {} reads images of {} channels, but data.channels is {}: set it to {}, or give "
+                    "weights for {} channels.",
+                    where, config.in_channels, channels, config.in_channels, channels));
+}
+
 std::string to_json(const VitConfig& c) {
   return nlohmann::json{{"image_size", c.image_size},
                         {"patch_size", c.patch_size},
+                        {"in_channels", c.in_channels},
                         {"embed_dim", c.embed_dim},
                         {"depth", c.depth},
                         {"num_heads", c.num_heads},
@@ -147,6 +157,7 @@ VitConfig vit_from_json(const std::string& text) {
     VitConfig c;
     json.at("image_size").get_to(c.image_size);
     json.at("patch_size").get_to(c.patch_size);
+    c.in_channels = json.value("in_channels", c.in_channels);  // the first files of ours did not say
     json.at("embed_dim").get_to(c.embed_dim);
     json.at("depth").get_to(c.depth);
     json.at("num_heads").get_to(c.num_heads);

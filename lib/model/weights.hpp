@@ -29,6 +29,9 @@ std::string fingerprint(VisionTransformer& backbone);
 /// Copies `source` into `parameters` by name. Throws core::StorageError listing what is missing, unknown or ill-shaped.
 void assign(const std::vector<Parameter>& parameters, const io::NamedTensors& source, const std::string& where);
 
+/// Throws core::UsageError when the network whose weights `where` holds does not read images of `data.channels`.
+void require_channels(const VitConfig& config, int channels, const std::string& where);
+
 /// Resizes `<prefix>pos_embed` among the tensors to the grid of `config` where that is another one (bicubic, by size).
 void resize_positions(io::NamedTensors& tensors, const std::string& prefix, const VitConfig& config);
 

@@ -294,6 +294,8 @@ void fill(Network& network, io::NamedTensors tensors, const std::string& where) 
 
 void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
   const io::ShardedReader reader(folder / model::kCheckpointFile);
+  model::require_channels(model::vit_from_json(reader.text_attribute(model::kVitAttribute)),
+                          student.config().backbone.in_channels, folder.string());
   fill(student, model::checkpoint_tensors(reader, "student"), folder.string());
   fill(teacher, model::checkpoint_tensors(reader, "teacher"), folder.string());
 }

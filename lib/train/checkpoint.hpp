@@ -52,7 +52,8 @@ class Checkpoints {
 };
 
 /// Local. Fills both networks, heads included, from a checkpoint of ours, to begin a new run with (the high-resolution
-/// phase, say); position embeddings of another grid are resized. Throws core::StorageError naming what does not fit.
+/// phase, say); position embeddings of another grid are resized. Throws core::StorageError naming what does not fit,
+/// and core::UsageError when it is of images of other channels.
 void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher);
 
 /// Local. The teacher of a checkpoint, heads included, in the shape it has there (to distil). Throws

@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/schedule.hpp"
+#include "data/pixels.hpp"
 
 namespace allosaur::train {
 
@@ -103,6 +104,7 @@ data::AugmentConfig augment_config(const core::Options& o) {
     return std::pair(low, high);
   };
   data::AugmentConfig a;
+  a.pixels = data::read_pixel_config(o);
   a.global_crops_size = static_cast<int>(positive(o, "crops.global_crops_size"));
   a.local_crops_size = static_cast<int>(positive(o, "crops.local_crops_size"));
   a.local_crops_number = static_cast<int>(not_negative(o, "crops.local_crops_number"));
@@ -130,9 +132,6 @@ data::AugmentConfig augment_config(const core::Options& o) {
   std::tie(a.blur_sigma_min, a.blur_sigma_max) = above_zero("crops.blur_sigma");
   a.solarize_global2 = fraction("crops.solarize");
   a.solarize_threshold = static_cast<int>(not_negative(o, "crops.solarize_threshold"));
-  a.mean = o.get<Numbers>("crops.rgb_mean");
-  a.deviation = o.get<Numbers>("crops.rgb_std");
-  const data::Normalization checked(a);  // throws when there is not one of each a channel
   a.dct_scaling = o.flag("crops.dct_scaling");
   return a;
 }
@@ -182,8 +181,6 @@ void declare_options(core::Options& o) {
   o.add("crops.blur_sigma", Numbers{0.1, 2.0}, "Range of the standard deviation of blur, in pixels");
   o.add("crops.solarize", 0.2, "Probability of solarisation of global crop 2");
   o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more");
-  o.add("crops.rgb_mean", Numbers{0.485, 0.456, 0.406}, "Mean of each channel, subtracted; values are in [0, 1]");
-  o.add("crops.rgb_std", Numbers{0.229, 0.224, 0.225}, "Deviation of each channel, divided by");
   o.add("crops.dct_scaling", true,
         "Decode a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that serves every crop; false: whole, as "
         "published");
@@ -348,6 +345,8 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.units.accumulate = c.micro_batch < share;
 
   c.loader.augment = augment_config(o);
+  c.loader.augment.type = scalar_type(c.units.precision);  // what the networks would round them to
+  c.network.backbone.in_channels = c.loader.augment.pixels.channels;
   c.loader.source_weights = o.get<Numbers>("train.dataset_weights");
   data::MaskConfig& mask = c.loader.mask;
   mask.patches_per_side = c.network.backbone.grid();

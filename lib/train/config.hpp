@@ -36,7 +36,8 @@ struct TrainConfig {
   std::int64_t max_bad_iterations = 3;  ///< in a row that may be skipped
 };
 
-/// Declares the keys of pretraining, with the names and defaults of the official configuration.
+/// Declares the keys of pretraining, with the names and defaults of the official configuration; those of pixels
+/// (data::declare_pixel_options) are declared apart, since other jobs have them too.
 void declare_options(core::Options& options);
 
 /// Reads them for a run of `ranks` ranks. Throws core::UsageError when they contradict each other (image size and patch

@@ -30,6 +30,7 @@ void initialise(Network& student, Network& teacher, const TrainConfig& config, L
   if (!config.pretrained_weights.empty()) {
     comm::coordinate(context.group, [&] {
       const auto backbone = model::load_backbone(config.pretrained_weights);
+      model::require_channels(backbone->config(), config.network.backbone.in_channels, config.pretrained_weights);
       io::NamedTensors tensors;
       for (const model::Parameter& parameter : backbone->parameters())
         tensors.emplace_back(parameter.name, *parameter.tensor);
@@ -56,6 +57,7 @@ std::unique_ptr<Network> frozen_teacher(const TrainConfig& config, LoopContext& 
         throw core::UsageError(fmt::format("The teacher in {} has {} {}, the student {}: they must be the same.",
                                            config.distilled_from, what, their_value, our_value));
     };
+    refuse("data.channels", theirs.backbone.in_channels, ours.backbone.in_channels);
     refuse("student.patch_size", theirs.backbone.patch_size, ours.backbone.patch_size);
     refuse("ibot.separate_head", theirs.separate_ibot_head, ours.separate_ibot_head);
     refuse("dino.head_n_prototypes", theirs.dino_head.prototypes, ours.dino_head.prototypes);
@@ -104,7 +106,10 @@ StepInput assemble(const TrainConfig& config, const data::Batch& batch, std::int
   input.group = config.group;
   input.schedule = schedule_at(config, iteration);
   const std::int64_t images = config.batch_size / ranks, locals = config.loader.augment.local_crops_number;
-  const auto on_device = [&](const at::Tensor& tensor) { return tensor.to(config.units.device); };
+  // Crops in page-locked memory are copied while the host goes on.
+  const auto on_device = [&](const at::Tensor& tensor) {
+    return tensor.to(config.units.device, /*non_blocking=*/config.loader.pinned);
+  };
   // Images [first, first + n) of every crop, crop-major.
   const auto part = [&](const at::Tensor& crops, std::int64_t count, std::int64_t first) {
     if (config.micro_batch == images || !crops.defined()) return crops;

@@ -18,7 +18,7 @@ std::int64_t linear_parameters(std::int64_t in, std::int64_t out) {
 std::vector<Plan::Unit> units_of(const NetworkConfig& network) {
   const model::VitConfig& vit = network.backbone;
   const std::int64_t dim = vit.embed_dim, hidden = vit.hidden_dim(), grid = vit.grid();
-  const std::int64_t pixels = 3LL * vit.patch_size * vit.patch_size;
+  const std::int64_t pixels = std::int64_t{vit.in_channels} * vit.patch_size * vit.patch_size;
   const std::int64_t tokens = 1 + (1 + grid * grid) + vit.num_register_tokens + 1;  // class, positions, registers, mask
   const std::int64_t block = 4 * dim + (vit.layer_scale != 0 ? 2 * dim : 0) + linear_parameters(dim, 3 * dim) +
                              linear_parameters(dim, dim) + linear_parameters(dim, vit.swiglu ? 2 * hidden : hidden) +
@@ -121,7 +121,8 @@ void add_work(Plan& plan, const TrainConfig& config, const NetworkConfig& teache
   const NetworkConfig& student = config.network;
   const std::vector<Resolution> all = resolutions(config);
   const auto embedding = [](const model::VitConfig& vit, const Resolution& r) {
-    return static_cast<double>(r.crops * r.patches) * 2 * 3 * vit.patch_size * vit.patch_size * vit.embed_dim;
+    return static_cast<double>(r.crops * r.patches) * 2 * vit.in_channels * vit.patch_size * vit.patch_size *
+           vit.embed_dim;
   };
   const auto global_crops = static_cast<double>(all.front().crops);
   plan.teacher.patch_embedding = embedding(teacher.backbone, all.front());
@@ -153,14 +154,14 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
   // and its scaled copy; feed-forward: the selected rows, their norm, the hidden layer around its non-linearity, the
   // result and its scaled copy.
   const double kept = (1 + 1 + 3 + 2 + 2) * dim + (1 + 1 + 2) * dim + (vit.swiglu ? 4 : 2) * hidden;
-  double elements = 0, class_tokens = 0, floats_of_images = 0;
+  double elements = 0, class_tokens = 0, values_of_images = 0;
   std::vector<double> blocks(config.drop_path_rates.size());
   for (const Resolution& r : resolutions(config)) {
     const auto crops = static_cast<double>(r.crops * config.micro_batch),
                tokens = crops * static_cast<double>(tokens_of(vit, r));
     class_tokens += crops;
-    floats_of_images += static_cast<double>(r.crops * plan.images * 3 * r.size * r.size);
-    elements += crops * static_cast<double>(r.patches) * 3 * vit.patch_size * vit.patch_size;
+    values_of_images += static_cast<double>(r.crops * plan.images * vit.in_channels * r.size * r.size);
+    elements += crops * static_cast<double>(r.patches) * vit.in_channels * vit.patch_size * vit.patch_size;
     elements += 2 * tokens * dim;  // around the final norm
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       blocks[i] += tokens * kept * kept_share(r, config.group, config.drop_path_rates[i]);
@@ -188,7 +189,7 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
   add_rows(patch_head(network), compared * at_once, compared * images);
   plan.memory.activations = std::llround(elements) * element;
   plan.memory.loss = std::llround(loss);
-  plan.memory.images = std::llround(floats_of_images) * 4 * (1 + config.loader.prefetch);
+  plan.memory.images = std::llround(values_of_images) * element * (1 + config.loader.prefetch);
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ struct ObjectiveConfig {
 
 /// A share of an iteration's images that passes through the student at once: n images, L local crops.
 struct MicroBatch {
-  at::Tensor global_crops;                          // f32 [2n, 3, S, S], crop-major
-  at::Tensor local_crops;                           // f32 [L * n, 3, s, s], crop-major, or undefined
+  at::Tensor global_crops;                          // [2n, C, S, S], crop-major
+  at::Tensor local_crops;                           // [L * n, C, s, s], crop-major, or undefined
   at::Tensor masks;                                 // bool [2n, N]
   std::vector<at::Tensor> kept_global, kept_local;  ///< see model::VitInput::kept; empty without stochastic depth
 };

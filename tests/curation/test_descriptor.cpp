@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <vector>
 
@@ -64,6 +65,8 @@ TEST_CASE("calibrate misses a few copies rather than join strangers") {
   CHECK(calibrate(copies, {}).threshold == doctest::Approx(0.05));
 }
 
+constexpr std::array<int, 2> kWhole{0, 65535};  // range of 16-bit values
+
 /// Pictures as JPEG files of different sizes, number 7 broken.
 testing::MemoryDataset picture_files(std::int64_t count) {
   std::vector<std::vector<std::byte>> files;
@@ -82,14 +85,15 @@ TEST_CASE("the descriptor tells copies of images from other images, with a thres
   std::vector<std::int64_t> mine(static_cast<std::size_t>(rows));
   std::iota(mine.begin(), mine.end(), first);
   std::int64_t reported = 0;
-  const CopySample sample = sample_copies(files, mine, 2, [&](std::int64_t done) { reported = done; });
+  const CopySample sample = sample_copies(files, mine, kWhole, 2, [&](std::int64_t done) { reported = done; });
   CHECK(reported == rows);
   CHECK(static_cast<std::int64_t>(sample.rows.size()) == rows - (first <= 7 && 7 < first + rows ? 1 : 0));
   const CopyDescriptor descriptor = fit_copy_descriptor(world(), sample.views, sample.fit_copies);
 
   std::vector<std::string> rejected;
-  const CopyViews images = describe_images(
-      descriptor, files, first, rows, 2, [&](const std::string& key, const std::string&) { rejected.push_back(key); });
+  const CopyViews images =
+      describe_images(descriptor, files, first, rows, kWhole, 2,
+                      [&](const std::string& key, const std::string&) { rejected.push_back(key); });
   CHECK(rejected.size() == (first <= 7 && 7 < first + rows ? 1U : 0U));
   const bool right_lengths =
       images.views.norm(2, {2}).amax(1).sub(images.pixels.gt(0).to(at::kFloat)).abs().lt(1e-5).all().item<bool>();
@@ -122,8 +126,8 @@ TEST_CASE("the descriptor fitted by several ranks is that fitted by one") {
   std::iota(all.begin(), all.end(), 0);
   const auto [first, rows] = testing::uneven_slice(total);
   const std::span mine = std::span(all).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
-  const CopySample whole = sample_copies(files, all, 1, [](std::int64_t) {});
-  const CopySample part = sample_copies(files, mine, 1, [](std::int64_t) {});
+  const CopySample whole = sample_copies(files, all, kWhole, 1, [](std::int64_t) {});
+  const CopySample part = sample_copies(files, mine, kWhole, 1, [](std::int64_t) {});
   const CopyDescriptor together = fit_copy_descriptor(world(), part.views, part.fit_copies);
   const auto alone = world().split(world().rank(), 0);
   const CopyDescriptor expected = fit_copy_descriptor(*alone, whole.views, whole.fit_copies);

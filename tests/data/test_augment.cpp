@@ -57,7 +57,7 @@ Distance distance(const data::Crop& a, const data::Crop& b) {
 /// [channels, size, size] of `type`, as an Augmenter renders it.
 at::Tensor rendered(const data::AugmentConfig& config, const io::Image& image, const data::CropPlan& plan, int size,
                     int denominator = 1) {
-  at::Tensor out = at::empty({config.channels, size, size}, config.type);
+  at::Tensor out = at::empty({config.pixels.channels, size, size}, config.type);
   data::Augmenter(config).render(image, plan, denominator, size, out.data_ptr());
   return out;
 }
@@ -69,7 +69,7 @@ std::vector<at::Tensor> augmented(const data::AugmentConfig& config, const std::
   std::vector<void*> places;
   for (int c = 0; c < 2 + config.local_crops_number; ++c) {
     const int size = c < 2 ? config.global_crops_size : config.local_crops_size;
-    crops.push_back(at::empty({config.channels, size, size}, config.type));
+    crops.push_back(at::empty({config.pixels.channels, size, size}, config.type));
     places.push_back(crops.back().data_ptr());
   }
   data::Augmenter(config).augment(bytes, 11, position, places);
@@ -203,7 +203,7 @@ TEST_CASE("a crop sees nothing outside its box, as torchvision's") {
   CHECK(distance(mirrored, load("flip")).largest == 0);
 
   const data::Sample sample{testing::read_file(fixture("source")), -1, "source.png"};
-  CHECK(data::evaluation_view(sample, 27, 24).equal(normalized("view_27_24")));
+  CHECK(data::evaluation_view(sample, {}, 27, 24).equal(normalized("view_27_24")));
 }
 
 TEST_CASE("normalisation uses a mean and deviation a channel") {
@@ -214,12 +214,12 @@ TEST_CASE("normalisation uses a mean and deviation a channel") {
   CHECK(out[1] == doctest::Approx(-0.456 / 0.224));
   CHECK(out[2] == doctest::Approx((0.2 - 0.406) / 0.225));
 
-  data::AugmentConfig config{.channels = 2};
+  data::AugmentConfig config{.pixels = {.channels = 2}};
   CHECK_THROWS_AS(data::Normalization{config}, core::UsageError);
-  config.mean = {0.5, 0.25};
-  config.deviation = {0.5, 0};
+  config.pixels.mean = {0.5, 0.25};
+  config.pixels.deviation = {0.5, 0};
   CHECK_THROWS_AS(data::Normalization{config}, core::UsageError);
-  config.deviation = {0.5, 0.1};
+  config.pixels.deviation = {0.5, 0.1};
   data::Normalization(config).write({2, 1, 1, {255, 0}}, out);
   CHECK(out[0] == doctest::Approx(1));
   CHECK(out[1] == doctest::Approx(-2.5));
@@ -246,7 +246,8 @@ TEST_CASE("images of other channels: drawn as RGB, colours left out") {
   io::Image image{40, 30, 4, {}};
   core::Random random(5, core::Purpose::demo, 0);
   for (int i = 0; i < 40 * 30 * 4; ++i) image.pixels.push_back(static_cast<std::uint8_t>(random.below(256)));
-  data::AugmentConfig config{.channels = 4, .mean = {0, 0.1, 0.2, 0.3}, .deviation = {1, 1, 1, 1}, .type = at::kByte};
+  const data::AugmentConfig config{.pixels = {.channels = 4, .mean = {0, 0.1, 0.2, 0.3}, .deviation = {1, 1, 1, 1}},
+                                   .type = at::kByte};
   data::CropPlan plan;
   plan.box = {3, 2, 30, 25};
   const at::Tensor plain = rendered(config, image, plan, 16);
@@ -267,11 +268,8 @@ TEST_CASE("images of other channels: drawn as RGB, colours left out") {
     grey.pixels.push_back(static_cast<std::uint8_t>(random.below(256)));
     rgb.pixels.insert(rgb.pixels.end(), 3, grey.pixels.back());
   }
-  const data::AugmentConfig three{.mean = {0.5, 0.5, 0.5}, .deviation = {0.2, 0.2, 0.2}};
-  data::AugmentConfig one = three;
-  one.channels = 1;
-  one.mean = {0.5};
-  one.deviation = {0.2};
+  const data::AugmentConfig three{.pixels = {.mean = {0.5, 0.5, 0.5}, .deviation = {0.2, 0.2, 0.2}}};
+  const data::AugmentConfig one{.pixels = {.channels = 1, .mean = {0.5}, .deviation = {0.2}}};
   std::vector<data::CropPlan> plans, again;
   data::draw_crops(three, 20, 20, 4, 9, plans);
   for (const data::CropPlan& drawn : plans)
@@ -338,7 +336,7 @@ TEST_CASE("crops of extreme images") {
     }
   }
   const data::Sample sliver{io::encode_png(testing::picture(1, 20000, 1)), -1, ""};
-  CHECK((data::evaluation_view(sliver, 256, 224).sizes() == at::IntArrayRef{3, 224, 224}));
+  CHECK((data::evaluation_view(sliver, {}, 256, 224).sizes() == at::IntArrayRef{3, 224, 224}));
 }
 
 TEST_CASE("no two crops of a sample, and no two samples, are augmented alike") {

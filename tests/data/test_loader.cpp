@@ -259,9 +259,9 @@ TEST_CASE("batches of other types and channels") {
   config.augment.type = at::kHalf;
   CHECK(data::Loader(pictures, config, 0, 1, 0).next().local_crops.equal(floats.to(at::kHalf)));
   config.augment.type = at::kByte;
-  config.augment.channels = 1;
+  config.augment.pixels.channels = 1;
   CHECK_THROWS_AS(data::Loader(pictures, config, 0, 1, 0), core::UsageError);
-  config.augment.mean = config.augment.deviation = {0.5};
+  config.augment.pixels.mean = config.augment.pixels.deviation = {0.5};
   const data::Batch grey = data::Loader(pictures, config, 0, 1, 0).next();
   CHECK((grey.global_crops.sizes() == at::IntArrayRef{16, 1, 16, 16}));
   CHECK((grey.global_crops.scalar_type() == at::kByte));
@@ -278,14 +278,14 @@ TEST_CASE("batches that do not divide are refused") {
 TEST_CASE("evaluation views of many images") {
   const Pictures pictures(6, {2});
   const std::vector<std::int64_t> indices = {4, 2, 0};
-  const data::Views views = data::evaluation_views(pictures, indices, 16, 12, 2);
+  const data::Views views = data::evaluation_views(pictures, indices, {}, 16, 12, 2);
   CHECK((views.images.sizes() == at::IntArrayRef{3, 3, 12, 12}));
   CHECK(views.valid == std::vector<bool>{true, false, true});
   CHECK(views.rejected.size() == 1);
   CHECK(views.rejected.at(0).key == "picture 2");
-  CHECK(views.images[2].equal(data::evaluation_view(pictures.get(0), 16, 12)));
+  CHECK(views.images[2].equal(data::evaluation_view(pictures.get(0), {}, 16, 12)));
   CHECK(views.images[1].eq(0).all().item<bool>());
-  CHECK_THROWS_AS(data::evaluation_views(pictures, indices, 12, 16, 1), core::UsageError);
+  CHECK_THROWS_AS(data::evaluation_views(pictures, indices, {}, 12, 16, 1), core::UsageError);
 }
 
 }  // namespace allosaur

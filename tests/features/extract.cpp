@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/error.hpp"
 #include "data/loader.hpp"
 #include "features/memory_dataset.hpp"
 #include "model/weights.hpp"
@@ -12,7 +13,7 @@ namespace {
 
 using testing::world;
 
-constexpr features::ExtractConfig kConfig{
+const features::ExtractConfig kConfig{
     .resize = 16, .crop = 16, .batch = 4, .threads = 2, .last_blocks = 2, .average_patches = true};
 constexpr std::int64_t kBroken = 5;
 
@@ -45,7 +46,7 @@ TEST_CASE("extracted features are those of every image alone, on any number of r
       CHECK(features.patch_mean[row].eq(0).all().item<bool>());
       continue;
     }
-    const at::Tensor view = data::evaluation_view(dataset.get(image), 16, 16).unsqueeze(0);
+    const at::Tensor view = data::evaluation_view(dataset.get(image), {}, 16, 16).unsqueeze(0);
     const auto blocks = backbone->intermediate_layers(view, 2);
     CHECK(at::allclose(features.cls[row][0], blocks[0].cls[0], 1e-4, 1e-5));
     CHECK(at::allclose(features.cls[row][1], blocks[1].cls[0], 1e-4, 1e-5));
@@ -69,9 +70,27 @@ TEST_CASE("pixel features are the flattened view") {
   for (std::int64_t row = 0; row < features.cls.size(0); ++row) {
     const std::int64_t image = features.first + row;
     const at::Tensor expected =
-        image == 0 ? at::zeros({1, 768}) : data::evaluation_view(dataset.get(image), 16, 16).view({1, 768});
+        image == 0 ? at::zeros({1, 768}) : data::evaluation_view(dataset.get(image), {}, 16, 16).view({1, 768});
     CHECK(features.cls[row].equal(expected));
   }
+}
+
+TEST_CASE("features are of images of the network's channels") {
+  const testing::MemoryDataset dataset(4, 2, 1);
+  features::ExtractConfig config = kConfig;
+  config.pixels = {.channels = 1, .mean = {0.5}, .deviation = {0.25}};
+  model::VitConfig grey = testing::tiny_network();
+  grey.in_channels = 1;
+  const auto backbone = model::new_backbone(grey, 0);
+  const auto features = features::extract(world(), *backbone, dataset, config, {});
+  const auto pixels = features::extract_pixels(world(), dataset, config, {});
+  for (std::int64_t row = 0; row < features.cls.size(0); ++row) {
+    const at::Tensor view = data::evaluation_view(dataset.get(features.first + row), config.pixels, 16, 16);
+    CHECK(pixels.cls[row].equal(view.view({1, 256})));
+    CHECK(at::allclose(features.cls[row][1], backbone->forward(view.unsqueeze(0)).cls[0], 1e-4, 1e-5));
+  }
+  CHECK_THROWS_WITH_AS(features::extract(world(), *backbone, dataset, kConfig, {}),
+                       doctest::Contains("Images have 3 channels, but the network reads 1"), core::UsageError);
 }
 
 }  // namespace

@@ -99,6 +99,36 @@ TEST_CASE("weights survive a file, and what does not fit is named") {
   CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("is missing"), core::StorageError);
 }
 
+TEST_CASE("networks of other channels: a kernel a channel, in files too") {
+  const testing::TemporaryDirectory folder;
+  const auto file = folder.path() / "backbone.safetensors";
+  model::VitConfig config = tiny();
+  config.in_channels = 5;
+  config.num_heads = 1;
+  const auto backbone = model::new_backbone(config, 3);
+  const at::NoGradGuard no_grad;
+  at::Tensor images = at::randn({2, 5, 16, 16});
+  const at::Tensor tokens = backbone->forward(images).patches;
+  images.select(1, 4).add_(1);
+  CHECK_FALSE(backbone->forward(images).patches.equal(tokens));
+  CHECK_THROWS_WITH_AS(backbone->forward(at::zeros({2, 3, 16, 16})),
+                       doctest::Contains("Images have 3 channels, but the network reads 5"), core::UsageError);
+
+  model::save_backbone(file, *backbone);
+  io::Safetensors content = io::read_safetensors(file);
+  CHECK((content.find("patch_embed.proj.weight")->sizes() == at::IntArrayRef{24, 5, 4, 4}));
+  CHECK(model::fingerprint(*model::load_backbone(file)) == model::fingerprint(*backbone));
+  io::write_safetensors(file, content.tensors, {});  // the channels are seen from the weights, then
+  const auto loaded = model::load_backbone(file);
+  CHECK(loaded->forward(images).patches.equal(backbone->forward(images).patches));
+
+  CHECK_NOTHROW(model::require_channels(loaded->config(), 5, "weights"));
+  CHECK_THROWS_WITH_AS(model::require_channels(loaded->config(), 3, "weights"),
+                       doctest::Contains("The network in weights reads images of 5 channels, but data.channels is 3"),
+                       core::UsageError);
+  CHECK(model::vit_from_json(model::to_json(config)).in_channels == 5);
+}
+
 TEST_CASE("names of training state_dicts become the flat official ones") {
   const at::Tensor t = at::zeros({1});
   const auto tensors = model::backbone_tensors({{"student.backbone.norm.weight", t},

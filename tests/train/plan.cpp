@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "core/files.hpp"
+#include "data/pixels.hpp"
 #include "testing.hpp"
 #include "train/network.hpp"
 
@@ -16,6 +17,7 @@ namespace {
 
 train::TrainConfig read(const std::vector<std::string>& flags, int ranks) {
   core::Options options;
+  data::declare_pixel_options(options);
   train::declare_options(options);
   options.parse(flags);
   return train::read_config(options, ranks);
@@ -59,7 +61,8 @@ TEST_CASE("plan: parameters of each unit are those of the network that is built"
        {std::vector<std::string>{},
         {"--student.ffn_layer=swiglu", "--student.num_register_tokens=4"},
         {"--student.layerscale=0", "--ibot.separate_head=true", "--ibot.head_n_prototypes=64"},
-        {"--dino.head_nlayers=1", "--crops.global_crops_size=64"}}) {
+        {"--dino.head_nlayers=1", "--crops.global_crops_size=64"},
+        {"--data.channels=5"}}) {
     std::vector<std::string> all{"--student.embed_dim=24",    "--student.depth=2",
                                  "--student.num_heads=3",     "--dino.head_n_prototypes=32",
                                  "--dino.head_hidden_dim=16", "--dino.head_bottleneck_dim=8"};
@@ -158,6 +161,18 @@ TEST_CASE("plan: recomputing blocks trades memory for one more forward of them")
   CHECK(recomputed.teacher.total() == kept.teacher.total());
 }
 
+TEST_CASE("plan: images and patch embeddings grow with the channels, and 16-bit crops take half") {
+  const train::Plan grey = train::plan(small({"--data.channels=1"}), 1),
+                    six = train::plan(small({"--data.channels=6"}), 1);
+  CHECK(six.memory.images == 6 * grey.memory.images);
+  CHECK(six.memory.activations > grey.memory.activations);
+  CHECK(six.student.patch_embedding == doctest::Approx(6 * grey.student.patch_embedding));
+  CHECK(six.teacher.patch_embedding == doctest::Approx(6 * grey.teacher.patch_embedding));
+  CHECK(six.student.qkv == grey.student.qkv);
+  const train::Plan half = train::plan(small({"--data.channels=6", "--train.precision=bfloat16"}), 1);
+  CHECK(2 * half.memory.images == six.memory.images);
+}
+
 TEST_CASE("plan: a distilled teacher is held whole, and does its own work") {
   const auto config = small({"--student.drop_path_rate=0", "--distillation.checkpoint_path=teacher"});
   const auto large = small({"--student.embed_dim=768", "--student.num_heads=12"});
@@ -221,6 +236,7 @@ TEST_CASE("the published configurations are read, and give the published runs") 
     CAPTURE(p.name);
     const auto file = testing::data_directory() / "../../configs/pretrain" / fmt::format("{}.cfg", p.name);
     core::Options options;
+    data::declare_pixel_options(options);
     train::declare_options(options);
     options.parse({}, core::read_text(file), file.string());
     const train::TrainConfig config = train::read_config(options, p.gpus);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <fstream>
 #include <numeric>
 
@@ -8,14 +9,22 @@
 #include "comm/environment.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
+#include "data/pixels.hpp"
+#include "features/extract.hpp"
 #include "io/image.hpp"
 #include "io/sharded_array.hpp"
 #include "model/weights.hpp"
 #include "testing.hpp"
+#include "tiff.hpp"
 #include "train/loop.hpp"
 
 namespace allosaur {
 namespace {
+
+void write_file(const std::filesystem::path& file, const std::vector<std::byte>& bytes) {
+  std::ofstream(file, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
 
 /// A few noisy PNG images.
 void write_images(const std::filesystem::path& folder, int count) {
@@ -24,14 +33,27 @@ void write_images(const std::filesystem::path& folder, int count) {
     core::Random random(5, core::Purpose::demo, static_cast<std::uint64_t>(i));
     io::Image image{.width = 24, .height = 20, .channels = 3, .pixels = std::vector<std::uint8_t>(24 * 20 * 3)};
     for (std::uint8_t& pixel : image.pixels) pixel = static_cast<std::uint8_t>(random.below(256));
-    const auto bytes = io::encode_png(image);
-    std::ofstream(folder / fmt::format("{:03}.png", i), std::ios::binary)
-        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    write_file(folder / fmt::format("{:03}.png", i), io::encode_png(image));
+  }
+}
+
+/// A few noisy images of 12 bits in 16: TIFF, and PNG too with one channel.
+void write_deep_images(const std::filesystem::path& folder, int channels, int count) {
+  std::filesystem::create_directories(folder);
+  for (int i = 0; i < count; ++i) {
+    core::Random random(6, core::Purpose::demo, static_cast<std::uint64_t>(i));
+    std::vector<std::uint16_t> samples(static_cast<std::size_t>(24 * 20 * channels));
+    for (std::uint16_t& sample : samples) sample = static_cast<std::uint16_t>(random.below(4096));
+    if (channels == 1 && i % 2 == 0)
+      write_file(folder / fmt::format("{:03}.png", i), io::encode_grey16_png(samples, 24, 20));
+    else
+      write_file(folder / fmt::format("{:03}.tif", i), testing::tiff16(24, 20, channels, samples));
   }
 }
 
 core::Options small_options() {
   core::Options options;
+  data::declare_pixel_options(options);
   train::declare_options(options);
   options.parse({"--student.arch=vit_tiny",
                  "--student.embed_dim=24",
@@ -57,15 +79,20 @@ core::Options small_options() {
   return options;
 }
 
-/// Runs a pretraining on a group of ranks to its end, or to `stop_at`.
+/// Runs a pretraining on a group of ranks to its end, or to its `stop_at`.
 train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::path& images,
-                           const std::filesystem::path& run, const core::Options& options, std::int64_t stop_at = 0) {
-  train::TrainConfig config = train::read_config(options, group.size());
-  if (stop_at > 0) config.stop_at = stop_at;
+                           const std::filesystem::path& run, const train::TrainConfig& config) {
   comm::StopSignal stop;
   comm::Watchdog watchdog(testing::log(), group, std::chrono::seconds(0));
   train::LoopContext context{group, group, testing::log(), nullptr, stop, watchdog, run};
   return train::pretrain(context, config, data::open_dataset(group, images, false));
+}
+
+train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::path& images,
+                           const std::filesystem::path& run, const core::Options& options, std::int64_t stop_at = 0) {
+  train::TrainConfig config = train::read_config(options, group.size());
+  if (stop_at > 0) config.stop_at = stop_at;
+  return pretrain(group, images, run, config);
 }
 
 at::Tensor student_and_teacher(const std::filesystem::path& checkpoint) {
@@ -223,6 +250,79 @@ TEST_CASE("a run starts from another's checkpoint at another resolution") {
   const io::ShardedReader ours(folder.path() / "second" / "checkpoints" / "0000000" / model::kCheckpointFile);
   for (const std::string name : {"student.dino_head.all", "teacher.dino_head.all", "student.backbone.blocks.1"})
     CHECK(at::equal(theirs.read(name), ours.read(name)));
+}
+
+TEST_CASE("deep grey images and images of five channels are learned from, and described by what was learned") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;
+  const testing::TemporaryDirectory folder;
+  const auto rgb = folder.path() / "rgb";
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_images(rgb, 12);
+  });
+  const auto other = pretrain(world, rgb, folder.path() / "rgb run", small_options(), 1);
+  for (const int channels : {1, 5}) {
+    CAPTURE(channels);
+    const auto images = folder.path() / fmt::format("images {}", channels);
+    const auto run = [&](const char* name) { return folder.path() / fmt::format("{} {}", name, channels); };
+    comm::coordinate(world, [&] {
+      if (world.rank() == 0) write_deep_images(images, channels, 12);
+    });
+    core::Options options = small_options();
+    options.set("data.channels", std::int64_t{channels});
+    options.set("data.range16", std::vector<std::int64_t>{0, 4095});
+    const auto result = pretrain(world, images, run("run"), options, 2);
+    CHECK(result.iterations == 2);
+
+    const auto file = run("exported") / "backbone.safetensors";
+    comm::coordinate(world, [&] {
+      if (world.rank() != 0) return;
+      std::filesystem::create_directories(file.parent_path());
+      model::save_backbone(file, *model::load_backbone(result.checkpoint));
+    });
+    const auto backbone = model::load_backbone(file);
+    CHECK(backbone->config().in_channels == channels);
+    CHECK(model::fingerprint(*backbone) !=
+          model::fingerprint(*model::load_backbone(run("run") / "checkpoints" / "0000000")));
+    const features::ExtractConfig extract{
+        .pixels = data::read_pixel_config(options), .resize = 16, .crop = 16, .average_patches = true};
+    const auto features = features::extract(world, *backbone, *data::open_dataset(world, images, false), extract, {});
+    CHECK(features.patch_mean.isfinite().all().item<bool>());
+    CHECK(std::ranges::all_of(features.valid, [](bool valid) { return valid; }));
+
+    // Weights of other channels are refused, wherever they come from.
+    const std::string refusal =
+        fmt::format("reads images of 3 channels, but data.channels is {}: set it to 3", channels);
+    for (const char* key : {"student.pretrained_weights", "train.start_from"}) {
+      core::Options from = options;
+      from.set(key, other.checkpoint.string());
+      CHECK_THROWS_WITH_AS(pretrain(world, images, run("refused"), from, 1), doctest::Contains(refusal.c_str()),
+                           core::UsageError);
+    }
+    options.set("student.drop_path_rate", 0.0);
+    options.set("distillation.checkpoint_path", other.checkpoint.string());
+    CHECK_THROWS_WITH_AS(pretrain(world, images, run("refused"), options, 1), doctest::Contains("has data.channels 3"),
+                         core::UsageError);
+  }
+}
+
+TEST_CASE("crops in 16 bits are those that the networks would round to") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;
+  const testing::TemporaryDirectory folder;
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_images(folder.path() / "images", 12);
+  });
+  core::Options options = small_options();
+  options.set("train.precision", std::string("bfloat16"));
+  const auto learned = [&](const char* run, at::ScalarType type) {
+    train::TrainConfig config = train::read_config(options, world.size());
+    CHECK((config.loader.augment.type == at::kBFloat16));
+    config.loader.augment.type = type;
+    config.stop_at = 2;
+    return student_and_teacher(pretrain(world, folder.path() / "images", folder.path() / run, config).checkpoint);
+  };
+  CHECK(learned("16 bits", at::kBFloat16).equal(learned("32 bits", at::kFloat)));
 }
 
 TEST_CASE("iterations that are not finite are skipped, and too many in a row end the run") {
