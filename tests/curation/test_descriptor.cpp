@@ -119,6 +119,29 @@ TEST_CASE("the descriptor tells copies of images from other images, with a thres
   CHECK(calibration.strangers_joined < 0.03);
 }
 
+TEST_CASE("16-bit images are described by the values of their range") {
+  std::vector<std::vector<std::byte>> narrow, wide;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    io::Image image = picture(i, 40, 30);
+    image.channels = 1;
+    image.pixels.resize(40 * 30);
+    std::vector<std::uint16_t> samples;
+    for (const std::uint8_t value : image.pixels) samples.push_back(static_cast<std::uint16_t>(1000 + 3 * value));
+    narrow.push_back(io::encode_png(image));
+    wide.push_back(io::encode_grey16_png(samples, 40, 30));
+  }
+  const testing::MemoryDataset expected(std::move(narrow)), files(std::move(wide));
+  const std::vector<std::int64_t> rows{0, 1, 2};
+  const std::array<int, 2> range{1000, 1765};
+  const CopySample sample = sample_copies(files, rows, range, 1, [](std::int64_t) {});
+  CHECK(sample.views.equal(sample_copies(expected, rows, kWhole, 1, [](std::int64_t) {}).views));
+  const CopyDescriptor descriptor = fit_copy_descriptor(world(), sample.views, sample.fit_copies);
+  const auto views = [&](const data::Dataset& dataset, const std::array<int, 2>& range16) {
+    return describe_images(descriptor, dataset, 0, 3, range16, 1, [](const auto&, const auto&) {}).views;
+  };
+  CHECK(views(files, range).equal(views(expected, kWhole)));
+}
+
 TEST_CASE("the descriptor fitted by several ranks is that fitted by one") {
   const std::int64_t total = 30;
   const testing::MemoryDataset files = picture_files(total);
