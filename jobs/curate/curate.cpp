@@ -123,7 +123,7 @@ Images open_sources(Context& context, const Config& config) {
   const auto add = [&](const std::vector<std::string>& sources, const std::string& name, bool reference) {
     std::int64_t total = 0;
     for (std::size_t i = 0; i < sources.size(); ++i) {
-      const auto dataset = open_images(context, sources[i], /*labelled=*/false);
+      const auto dataset = open_images(context, sources[i], data::Labels::ignored);
       const std::string unique_name = sources.size() == 1 ? name : fmt::format("{}{}", name, i + 1);
       images.all.add(unique_name, dataset);
       if (!reference) images.without_references.add(unique_name, dataset);

@@ -39,10 +39,10 @@ class PackJob final : public Job {
   Outcome run(Context& context) const override {
     comm::Communicator& world = context.world;
     const fs::path index = context.options.path("output") / data::kPackedIndexName;
-    const bool labelled = context.options.flag("pack.labelled");
+    const data::Labels labels = context.options.flag("pack.labelled") ? data::Labels::required : data::Labels::ignored;
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
     // The source before the output directory, so that a misspelt path does not become its configuration.
-    const auto source = packed ? nullptr : open_images(context, context.options.path("pack.source"), labelled);
+    const auto source = packed ? nullptr : open_images(context, context.options.path("pack.source"), labels);
     if (context.dry_run && source) {
       const std::vector<std::int64_t> rows = share_of(world, source->size());
       std::int64_t bytes = 0;
@@ -56,7 +56,7 @@ class PackJob final : public Job {
     const RunDirectory directory(context, name(), context.options.path("output"));
     if (packed) {
       context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
-                       open_images(context, index, labelled)->size());
+                       open_images(context, index, labels)->size());
       return Outcome::complete;
     }
 

@@ -1,7 +1,8 @@
 #include "data/dataset.hpp"
 
 #include <algorithm>
-#include <regex>
+#include <charconv>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -44,14 +45,23 @@ bool is_tar(const fs::path& file) {
   return file.extension() == ".tar";
 }
 
-/// "a-{08..11}.tar" -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; nothing when there are no such braces.
-std::vector<fs::path> expand_braces(const std::string& pattern) {
-  std::smatch match;
-  if (!std::regex_match(pattern, match, std::regex(R"((.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*))"))) return {};
+/// "a-{08..11}.tar" -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; nothing when there is no such range.
+std::vector<fs::path> expand_braces(std::string_view pattern) {
+  const std::size_t open = pattern.find('{'), dots = pattern.find("..", std::min(open, pattern.size())),
+                    close = pattern.find('}', std::min(dots, pattern.size()));
+  if (close == std::string_view::npos) return {};
+  const std::string_view first = pattern.substr(open + 1, dots - open - 1),
+                         last = pattern.substr(dots + 2, close - dots - 2);
+  std::int64_t begin = 0, end = 0;
+  const auto is_number = [](std::string_view text, std::int64_t& value) {
+    const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && rest == text.data() + text.size() && text.size() < 10 && value >= 0;
+  };
+  if (!is_number(first, begin) || !is_number(last, end)) return {};
   std::vector<fs::path> files;
-  const auto width = static_cast<std::size_t>(match.length(2));
-  for (std::int64_t number = std::stol(match[2]), last = std::stol(match[3]); number <= last; ++number) {
-    files.emplace_back(fmt::format("{}{:0{}}{}", match.str(1), number, width, match.str(4)));
+  for (std::int64_t number = begin; number <= end; ++number) {
+    files.emplace_back(
+        fmt::format("{}{:0{}}{}", pattern.substr(0, open), number, first.size(), pattern.substr(close + 1)));
   }
   return files;
 }
@@ -174,10 +184,10 @@ std::string nothing_in(const Kind& kind) {
 
 }  // namespace
 
-std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, bool labelled,
+std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, Labels labels,
                                             const Places& places) {
   const Kind kind = recognise(group, source);
-  if (kind.kind == Kind::packed) return open_packed(group, kind.files.front(), labelled);
+  if (kind.kind == Kind::packed) return open_packed(group, kind.files.front(), labels == Labels::required);
   const std::unique_ptr<Scanner> scanner = kind.kind == Kind::folder ? scan_folder(source)
                                            : kind.kind == Kind::list ? scan_list(source)
                                                                      : scan_tars(kind.files);
@@ -189,8 +199,9 @@ std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs:
   });
   std::vector<std::string> containers = index->containers();
   if (!places.stage.empty() && !containers.empty()) containers = stage(group, containers, places);
-  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers, labelled);
-  if (!labelled) return images;
+  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers,
+                               labels != Labels::ignored);
+  if (labels != Labels::required) return images;
   return comm::coordinate(group, [&] {
     if (kind.kind == Kind::folder) check_classes(*images, source);
     return Labelled::of(std::move(images), source);

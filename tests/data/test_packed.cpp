@@ -24,7 +24,7 @@ data::PackedResult pack(const fs::path& root) {
     fs::create_directories(root / "packed");
   }
   world.barrier();
-  const auto source = data::open_dataset(world, root / "source", true);
+  const auto source = data::open_dataset(world, root / "source", data::Labels::required);
   std::vector<std::int64_t> mine;
   data::PackedColumns columns;
   columns.strings.push_back({"origin", {}});
@@ -48,8 +48,8 @@ TEST_CASE("packed images are those of the source, without the broken one") {
   CHECK(world.sum(static_cast<std::int64_t>(result.rejected.size())) == 1);
   if (!result.rejected.empty()) CHECK(result.rejected[0].key == "dog/broken.jpg");
 
-  const auto source = data::open_dataset(world, directory.path() / "source", true);
-  const auto packed = data::open_dataset(world, directory.path() / "packed", true);
+  const auto source = data::open_dataset(world, directory.path() / "source", data::Labels::required);
+  const auto packed = data::open_dataset(world, directory.path() / "packed", data::Labels::required);
   REQUIRE(packed->size() == 13);
   CHECK(packed->class_names() == std::vector<std::string>{"cat", "dog"});
   std::int64_t row = 0;
@@ -63,7 +63,7 @@ TEST_CASE("packed images are those of the source, without the broken one") {
     ++row;
   }
   const fs::path index = directory.path() / "packed" / data::kPackedIndexName;
-  CHECK(data::open_dataset(world, index, false)->label(0) == -1);
+  CHECK(data::open_dataset(world, index, data::Labels::ignored)->label(0) == -1);
 
   const io::ShardedReader table(index);
   CHECK(table.read_strings("origin").at(12) == "from dog/02.jpg");
@@ -74,7 +74,7 @@ TEST_CASE("a flipped byte in a file of images is named") {
   const testing::TemporaryDirectory directory;
   pack(directory.path());
   comm::Communicator& world = testing::world();
-  const auto packed = data::open_dataset(world, directory.path() / "packed", false);
+  const auto packed = data::open_dataset(world, directory.path() / "packed", data::Labels::ignored);
   const fs::path file = directory.path() / "packed/images-bytes.00000.h5";
   const std::vector<std::byte> image = packed->get(0).bytes;
   world.barrier();
@@ -87,7 +87,7 @@ TEST_CASE("a flipped byte in a file of images is named") {
   world.barrier();
   std::string message;
   try {
-    data::open_dataset(world, directory.path() / "packed", false)->get(0);
+    data::open_dataset(world, directory.path() / "packed", data::Labels::ignored)->get(0);
   } catch (const core::StorageError& error) {
     message = error.what();
   }
@@ -103,7 +103,7 @@ TEST_CASE("a missing or truncated file of images is named") {
   const fs::path file = directory.path() / "packed/images-bytes.00000.h5";
   const auto message = [&] {
     try {
-      data::open_dataset(world, directory.path() / "packed", false);
+      data::open_dataset(world, directory.path() / "packed", data::Labels::ignored);
     } catch (const core::Error& error) {
       return std::string(error.what());
     }

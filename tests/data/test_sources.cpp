@@ -52,18 +52,18 @@ using Texts = std::vector<std::string>;
 
 /// Collective. The shards copied into a folder of their own, opened.
 std::shared_ptr<const data::Dataset> open_tars(const testing::TemporaryDirectory& directory, const Texts& names,
-                                               bool labelled, const data::Places& places = {}) {
+                                               data::Labels labels, const data::Places& places = {}) {
   on_first_rank([&] {
     for (const std::string& name : names) fs::copy(tar(name), directory.path() / name);
   });
-  return data::open_dataset(testing::world(), directory.path(), labelled, places);
+  return data::open_dataset(testing::world(), directory.path(), labels, places);
 }
 
 }  // namespace
 
 TEST_CASE("WebDataset shards, in the order of their names") {
   const testing::TemporaryDirectory directory;
-  const auto labelled = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, true);
+  const auto labelled = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, data::Labels::required);
   CHECK(described(*labelled) ==
         Texts{"ustar-000.tar/a.png 3 5", "ustar-000.tar/b.png 10 6", "ustar-001.tar/../../up/c.png 0 7"});
   CHECK(labelled->class_names().size() == 11);  // classes that are numbers keep them
@@ -73,17 +73,18 @@ TEST_CASE("WebDataset shards, in the order of their names") {
   CHECK(labelled->problems()[1].key == "ustar-001.tar//root/d.v1.png");
 
   const auto unlabelled =
-      data::open_dataset(testing::world(), directory.path() / "ustar-{000..001}.tar", /*labelled=*/false);
+      data::open_dataset(testing::world(), directory.path() / "ustar-{000..001}.tar", data::Labels::ignored);
   CHECK(unlabelled->size() == 4);
   CHECK(unlabelled->label(0) == -1);
   CHECK(width_of(*unlabelled, 3) == 8);
-  CHECK_THROWS_WITH_AS(data::open_dataset(testing::world(), directory.path() / "ustar-{000..002}.tar", false),
-                       doctest::Contains("ustar-002.tar"), core::Error);
+  CHECK_THROWS_WITH_AS(
+      data::open_dataset(testing::world(), directory.path() / "ustar-{000..002}.tar", data::Labels::ignored),
+      doctest::Contains("ustar-002.tar"), core::Error);
 }
 
 TEST_CASE("long names of GNU and pax archives, and classes in JSON") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"gnu.tar", "pax.tar"}, true);
+  const auto dataset = open_tars(directory, {"gnu.tar", "pax.tar"}, data::Labels::required);
   std::string folder;
   for (int i = 0; i < 20; ++i) folder += "folder/";
   CHECK(described(*dataset) ==
@@ -95,7 +96,7 @@ TEST_CASE("long names of GNU and pax archives, and classes in JSON") {
 
 TEST_CASE("a tar a class, with members that are gzip files (ImageNet-22k)") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"n02.tar", "n01.tar"}, true);
+  const auto dataset = open_tars(directory, {"n02.tar", "n01.tar"}, data::Labels::required);
   CHECK(described(*dataset) ==
         Texts{"n01.tar/n01_1.png n01 14", "n02.tar/n02_1.png n02 12", "n02.tar/n02_2.png n02 13"});
 }
@@ -103,7 +104,7 @@ TEST_CASE("a tar a class, with members that are gzip files (ImageNet-22k)") {
 TEST_CASE("what precedes the damage of a tar is used, and the damage is listed") {
   for (const char* name : {"truncated.tar", "checksum.tar"}) {
     CAPTURE(name);
-    const auto dataset = data::open_dataset(testing::world(), tar(name), false);
+    const auto dataset = data::open_dataset(testing::world(), tar(name), data::Labels::ignored);
     CHECK(described(*dataset) == Texts{std::string(name) + "/a.png - 5"});
     REQUIRE(dataset->problems().size() == 1);
     CHECK(dataset->problems()[0].key == tar(name).string());
@@ -120,7 +121,7 @@ TEST_CASE("tars that cannot be used at all are named") {
   });
   const auto error = [&](const char* name) {
     try {
-      data::open_dataset(testing::world(), directory.path() / name, false);
+      data::open_dataset(testing::world(), directory.path() / name, data::Labels::ignored);
     } catch (const core::Error& failure) {
       return std::string(failure.what());
     }
@@ -138,7 +139,7 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
   const data::Places places{cache.path(), {}, [&](std::int64_t) { ++scans; }};
   const auto shards = [&] {
     scans = 0;
-    const auto dataset = data::open_dataset(testing::world(), directory.path(), false, places);
+    const auto dataset = data::open_dataset(testing::world(), directory.path(), data::Labels::ignored, places);
     return std::pair(dataset->size(), testing::world().sum(std::int64_t{scans}));
   };
   using Result = std::pair<std::int64_t, std::int64_t>;
@@ -175,8 +176,9 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
 TEST_CASE("an index read from its file equals the one in memory") {
   const testing::TemporaryDirectory directory;
   const testing::TemporaryDirectory cache;
-  const auto memory = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, true);
-  const auto mapped = data::open_dataset(testing::world(), directory.path(), true, {cache.path(), {}, {}});
+  const auto memory = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, data::Labels::required);
+  const auto mapped =
+      data::open_dataset(testing::world(), directory.path(), data::Labels::required, {cache.path(), {}, {}});
   CHECK(described(*memory) == described(*mapped));
   CHECK(memory->problems().size() == mapped->problems().size());
   CHECK(memory->length(1) == mapped->length(1));
@@ -184,7 +186,7 @@ TEST_CASE("an index read from its file equals the one in memory") {
 
 TEST_CASE("bytes that changed after indexing are an error naming the image") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"n01.tar"}, false);
+  const auto dataset = open_tars(directory, {"n01.tar"}, data::Labels::ignored);
   on_first_rank([&] {
     std::fstream file(directory.path() / "n01.tar", std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(512 + 30);
@@ -200,7 +202,7 @@ TEST_CASE("shards are staged once on the node's own disk and read there") {
   const testing::TemporaryDirectory directory;
   const testing::TemporaryDirectory stage;
   const data::Places places{{}, stage.path() / "staged", {}};
-  const auto dataset = open_tars(directory, {"ustar-000.tar", "n01.tar"}, false, places);
+  const auto dataset = open_tars(directory, {"ustar-000.tar", "n01.tar"}, data::Labels::ignored, places);
   on_first_rank([&] {
     for (const auto& entry : fs::directory_iterator(directory.path())) fs::resize_file(entry, 0);
   });
@@ -223,22 +225,22 @@ TEST_CASE("lists of images with classes") {
     write_text(root / "lines.jsonl", "{\"image\": \"3\", \"label\": \"dog\"}\n{broken\n");
     write_text(root / "broken.json", "[1,");
   });
-  const auto open = [&](const char* name, bool labelled) {
-    return data::open_dataset(testing::world(), root / name, labelled);
+  const auto open = [&](const char* name, data::Labels labels) {
+    return data::open_dataset(testing::world(), root / name, labels);
   };
-  CHECK(described(*open("list.txt", false)) == Texts{"3 - 4", "x/1.png - 4"});
-  const auto csv = open("plain.csv", true);
+  CHECK(described(*open("list.txt", data::Labels::ignored)) == Texts{"3 - 4", "x/1.png - 4"});
+  const auto csv = open("plain.csv", data::Labels::required);
   CHECK(described(*csv) == Texts{"x/1.png cat 4", "x/2,b.png dog 4"});
   CHECK(csv->problems().size() == 3);
-  CHECK(open("plain.csv", false)->size() == 3);
-  CHECK(described(*open("named.csv", true)) == Texts{"3 2 4", "x/1.png 7 4"});
-  CHECK(described(*open("pairs.json", true)) == Texts{"x/1.png 4 4"});
-  CHECK(open("pairs.json", true)->problems().size() == 2);
-  CHECK(described(*open("objects.json", true)) == Texts{"x/1.png cat 4"});
-  CHECK(open("objects.json", false)->size() == 2);
-  CHECK(described(*open("lines.jsonl", true)) == Texts{"3 dog 4"});
-  CHECK_THROWS_WITH_AS(open("list.txt", true), doctest::Contains("has no classes"), core::Error);
-  CHECK_THROWS_WITH_AS(open("broken.json", false), doctest::Contains("broken.json"), core::Error);
+  CHECK(open("plain.csv", data::Labels::ignored)->size() == 3);
+  CHECK(described(*open("named.csv", data::Labels::required)) == Texts{"3 2 4", "x/1.png 7 4"});
+  CHECK(described(*open("pairs.json", data::Labels::required)) == Texts{"x/1.png 4 4"});
+  CHECK(open("pairs.json", data::Labels::required)->problems().size() == 2);
+  CHECK(described(*open("objects.json", data::Labels::required)) == Texts{"x/1.png cat 4"});
+  CHECK(open("objects.json", data::Labels::ignored)->size() == 2);
+  CHECK(described(*open("lines.jsonl", data::Labels::required)) == Texts{"3 dog 4"});
+  CHECK_THROWS_WITH_AS(open("list.txt", data::Labels::required), doctest::Contains("has no classes"), core::Error);
+  CHECK_THROWS_WITH_AS(open("broken.json", data::Labels::ignored), doctest::Contains("broken.json"), core::Error);
 }
 
 TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
@@ -249,8 +251,8 @@ TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
     testing::write_pictures(directory.path() / "val/n1", 1);
     write_text(directory.path() / "labels.txt", "n2,ray\nn1,tench\n");
   });
-  const auto train = data::open_dataset(testing::world(), directory.path() / "train", true);
-  const auto val = data::open_dataset(testing::world(), directory.path() / "val", true);
+  const auto train = data::open_dataset(testing::world(), directory.path() / "train", data::Labels::required);
+  const auto val = data::open_dataset(testing::world(), directory.path() / "val", data::Labels::required);
   CHECK(train->class_names() == Texts{"n2", "n1"});
   CHECK(val->class_names() == train->class_names());
   CHECK(val->label(0) == 1);
@@ -264,8 +266,8 @@ TEST_CASE("joined sets keep their keys apart and share their classes") {
     }
   });
   data::Joined joined;
-  joined.add("one", data::open_dataset(testing::world(), directory.path() / "a", true));
-  joined.add("", data::open_dataset(testing::world(), directory.path() / "b", true));
+  joined.add("one", data::open_dataset(testing::world(), directory.path() / "a", data::Labels::required));
+  joined.add("", data::open_dataset(testing::world(), directory.path() / "b", data::Labels::required));
   CHECK(described(joined) ==
         Texts{"one/cat/00.jpg cat 24", "one/dog/00.jpg dog 24", "cow/00.jpg cow 24", "dog/00.jpg dog 24"});
   CHECK(joined.label(1) == joined.label(3));

@@ -65,7 +65,7 @@ train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::pat
   comm::StopSignal stop;
   comm::Watchdog watchdog(testing::log(), group, std::chrono::seconds(0));
   train::LoopContext context{group, group, testing::log(), nullptr, stop, watchdog, run};
-  return train::pretrain(context, config, data::open_dataset(group, images, false));
+  return train::pretrain(context, config, data::open_dataset(group, images, data::Labels::ignored));
 }
 
 at::Tensor student_and_teacher(const std::filesystem::path& checkpoint) {
