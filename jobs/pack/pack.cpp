@@ -1,12 +1,18 @@
 #include "jobs/pack/pack.hpp"
 
+#include <cmath>
+#include <cstdint>
 #include <numeric>
+#include <optional>
+#include <string_view>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
 #include "data/packed.hpp"
+#include "data/packed_writer.hpp"
 #include "jobs/run_directory.hpp"
 
 namespace allosaur::jobs {
@@ -22,6 +28,56 @@ std::vector<std::int64_t> share_of(const comm::Communicator& world, std::int64_t
   return rows;
 }
 
+data::PackConfig read_config(const Context& context) {
+  constexpr std::string_view kKey = "pack.part_megabytes";
+  const double megabytes = context.options.number(kKey);
+  if (!(megabytes >= 0.001 && megabytes <= 1e6)) {
+    throw core::UsageError(fmt::format("{} = {} must be between 0.001 and 1000000.", kKey, megabytes));
+  }
+  return {.threads = context.threads, .part_bytes = std::llround(megabytes * 1e6)};
+}
+
+double megabytes(std::int64_t bytes) {
+  return static_cast<double>(bytes) / 1e6;
+}
+
+Outcome pack(Context& context, const data::Dataset& source, const data::PackConfig& config, const fs::path& index) {
+  comm::Communicator& world = context.world;
+  const std::vector<std::int64_t> rows = share_of(world, source.size());
+  std::optional<core::Progress> progress;
+  RejectedList rejected(context, index.parent_path());
+  const data::PackHooks hooks{
+      .alive = [&] { context.watchdog.feed(); },
+      .progress =
+          [&](std::int64_t done, std::int64_t total) {
+            if (!progress) progress.emplace(context.log, "pack", total, "images a rank", done);
+            progress->update(done);
+          },
+      .stop = [&] { return context.stop.requested(); },
+      .accept =
+          [&](const std::vector<data::Rejected>& broken) {
+            progress->finish();
+            for (const data::Rejected& image : broken) rejected.add(image.key, image.reason);
+            rejected.judge(std::ssize(rows), context.options.number("run.max_rejected"));
+            const std::int64_t all_broken = world.sum(std::ssize(broken));
+            comm::coordinate(world, [&] {
+              if (all_broken == source.size())
+                throw core::InputError(fmt::format("None of the {} images could be decoded.", source.size()));
+            });
+          }};
+  const data::PackedResult result = data::write_packed(world, source, rows, {}, index, config, hooks);
+  if (!result.complete) {
+    context.log.info("Stopped on request with {} of {} parts finished; the same command continues from there.",
+                     result.finished, result.parts);
+    return Outcome::preempted;
+  }
+  if (result.taken_over > 0) {
+    context.log.info("{} of {} parts had been finished before and were taken over.", result.taken_over, result.parts);
+  }
+  context.log.info("Packed {} images ({:.1f} MB) into {}.", result.images, megabytes(result.bytes), index.string());
+  return Outcome::complete;
+}
+
 class PackJob final : public Job {
  public:
   std::string_view name() const override { return "pack"; }
@@ -31,54 +87,31 @@ class PackJob final : public Job {
     options.section("Pack");
     options.add_required("pack.source", "folder of images, or packed images");
     options.add("pack.labelled", false, "keep the class of each image: its top folder, or its stored label");
+    options.add("pack.part_megabytes", 1000.0,
+                "size of a file of images, which has 100,000 at most; a restart goes on after the last whole one",
+                core::OptionKind::free);
     declare_run_options(options);
   }
 
   Outcome run(Context& context) const override {
     comm::Communicator& world = context.world;
+    const data::PackConfig config = read_config(context);
     const fs::path index = context.options.path("output") / data::kPackedIndexName;
     const bool labelled = context.options.flag("pack.labelled");
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
     // The source before the output directory, so that a misspelt path does not become its configuration.
     const auto source = packed ? nullptr : data::open_dataset(world, context.options.path("pack.source"), labelled);
     if (context.dry_run && source) {
-      const std::vector<std::int64_t> rows = share_of(world, source->size());
-      std::int64_t bytes = 0;
-      comm::coordinate(world, [&] {
-        for (const std::int64_t row : rows) bytes += source->length(row);
-      });
-      context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", source->size(),
-                       static_cast<double>(world.sum(bytes)) / 1e6, world.size(), index.string());
+      const data::PackPlan plan = data::plan_packed(world, *source, share_of(world, source->size()), config,
+                                                    {.alive = [&] { context.watchdog.feed(); }});
+      context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", plan.images,
+                       megabytes(plan.bytes), plan.parts, index.string());
       return Outcome::complete;
     }
     const RunDirectory directory(context, name(), context.options.path("output"));
-    if (packed) {
-      context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
-                       data::open_dataset(world, index, labelled)->size());
-      return Outcome::complete;
-    }
-
-    const std::vector<std::int64_t> rows = share_of(world, source->size());
-    core::Progress progress(context.log, "pack", static_cast<std::int64_t>(rows.size()), "images");
-    RejectedList rejected(context, directory.path());
-    const data::PackedResult result = data::write_packed(
-        world, *source, rows, {}, index, context.threads,
-        [&](std::int64_t done) {
-          context.watchdog.feed();
-          progress.update(done);
-        },
-        [&](const std::vector<data::Rejected>& broken) {
-          progress.finish();
-          for (const data::Rejected& image : broken) rejected.add(image.key, image.reason);
-          rejected.judge(std::ssize(rows), context.options.number("run.max_rejected"));
-          const std::int64_t good = world.sum(std::ssize(rows) - std::ssize(broken));
-          comm::coordinate(world, [&] {
-            if (good == 0)
-              throw core::InputError(fmt::format("None of the {} images could be decoded.", source->size()));
-          });
-        });
-    const std::int64_t images = world.sum(result.images), bytes = world.sum(result.bytes);
-    context.log.info("Packed {} images ({:.1f} MB) into {}.", images, static_cast<double>(bytes) / 1e6, index.string());
+    if (!packed) return pack(context, *source, config, index);
+    context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
+                     data::open_dataset(world, index, labelled)->size());
     return Outcome::complete;
   }
 };
