@@ -149,6 +149,11 @@ void RejectedList::add(const std::string& key, const std::string& reason) {
   impl_->added.push_back(core::hash_bytes(std::as_bytes(std::span(key))));
 }
 
+void RejectedList::add_problems(const data::Dataset& dataset) {
+  if (impl_->context.world.rank() != 0) return;
+  for (const data::Rejected& problem : dataset.problems()) add(problem.key, problem.reason);
+}
+
 void RejectedList::judge(std::int64_t seen, double limit) {
   comm::Communicator& world = impl_->context.world;
   const std::int64_t total = impl_->total(), total_seen = world.sum(seen);

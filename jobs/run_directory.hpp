@@ -8,6 +8,7 @@
 
 #include "core/files.hpp"
 #include "core/log.hpp"
+#include "data/dataset.hpp"
 #include "jobs/job.hpp"
 
 namespace allosaur::jobs {
@@ -51,6 +52,8 @@ class RejectedList {
   /// Local, for any thread. The file is in this rank's list at once, so that a rank that fails has said why. Throws
   /// core::StorageError.
   void add(const std::string& key, const std::string& reason);
+  /// Local: rank 0 adds what a source held that cannot be used.
+  void add_problems(const data::Dataset& dataset);
   /// Collective. Has rank 0 merge the lists into `rejected.jsonl`; throws core::InputError (on every rank) when more
   /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks.
   /// (Cost per rank: one gather of 8 bytes a file.)

@@ -18,13 +18,14 @@
 #include "curation/descriptor.hpp"
 #include "curation/retrieve.hpp"
 #include "curation/score.hpp"
-#include "curation/sources.hpp"
 #include "curation/thumbnail.hpp"
+#include "data/joined.hpp"
 #include "data/packed.hpp"
 #include "data/packed_writer.hpp"
 #include "io/sharded_array.hpp"
 #include "jobs/curate/features.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 #include "model/weights.hpp"
 #include "search/rows.hpp"
 
@@ -37,7 +38,7 @@ using nlohmann::json;
 
 /// The images in the order in which they are numbered: first the pool, then the curated sets, then references.
 struct Images {
-  curation::Sources all, without_references;
+  data::Joined all, without_references;
   std::int64_t pool = 0, curated = 0, references = 0;
 
   bool in_pool(std::int64_t row) const { return row < pool; }
@@ -117,12 +118,12 @@ curation::DeduplicationConfig read_thresholds(const Config& config,
   return result;
 }
 
-Images open_images(comm::Communicator& world, const Config& config) {
+Images open_sources(Context& context, const Config& config) {
   Images images;
   const auto add = [&](const std::vector<std::string>& sources, const std::string& name, bool reference) {
     std::int64_t total = 0;
     for (std::size_t i = 0; i < sources.size(); ++i) {
-      const auto dataset = data::open_dataset(world, sources[i], /*labelled=*/false);
+      const auto dataset = open_images(context, sources[i], /*labelled=*/false);
       const std::string unique_name = sources.size() == 1 ? name : fmt::format("{}{}", name, i + 1);
       images.all.add(unique_name, dataset);
       if (!reference) images.without_references.add(unique_name, dataset);
@@ -363,6 +364,7 @@ class CurateJob final : public Job {
   std::string_view summary() const override { return "choose a training set from a pool of uncurated images"; }
   void declare(core::Options& options) const override {
     declare_run_options(options);
+    declare_source_options(options);
     declare_curate_options(options);
   }
   Outcome run(Context& context) const override { return curate(context); }
@@ -415,7 +417,7 @@ Outcome curate(Context& context) {
 
   // Before the output directory is opened, so that a misspelt path does not become its configuration.
   const Config config = comm::coordinate(world, [&] { return read_config(context); });
-  const Images images = open_images(world, config);
+  const Images images = open_sources(context, config);
   if (context.dry_run) {
     log_plan(context, config, images);
     return Outcome::complete;

@@ -93,8 +93,8 @@ std::string identify(comm::Communicator& world, const data::Dataset& dataset) {
   return core::hash_hex(sum);
 }
 
-std::optional<CopyFeatures> training_free_features(Context& context, const curation::Sources& sources,
-                                                   std::int64_t pool, const fs::path& directory) {
+std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
+                                                   const fs::path& directory) {
   comm::Communicator& world = context.world;
   const Rows rows = rows_of(world, sources.size());
   const fs::path index = directory / "features" / "copy.h5";
@@ -171,9 +171,9 @@ std::optional<CopyFeatures> training_free_features(Context& context, const curat
   return result;
 }
 
-SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone,
-                                     const curation::Sources& sources, const features::ExtractConfig& config,
-                                     const fs::path& directory, const std::string& name) {
+SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone, const data::Joined& sources,
+                                     const features::ExtractConfig& config, const fs::path& directory,
+                                     const std::string& name) {
   comm::Communicator& world = context.world;
   const Rows rows = rows_of(world, sources.size());
   const fs::path index = directory / "features" / (name + ".h5");

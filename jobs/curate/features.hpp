@@ -7,7 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "curation/descriptor.hpp"
-#include "curation/sources.hpp"
+#include "data/joined.hpp"
 #include "features/extract.hpp"
 #include "jobs/job.hpp"
 #include "model/vision_transformer.hpp"
@@ -29,13 +29,13 @@ struct SimilarityFeatures {
 
 /// Collective. The training-free copy descriptor, fitted to the first `pool` images and calibrated on them. Taken from
 /// `file` when that was written for the same images, else computed and kept there. Nothing when a stop was requested.
-std::optional<CopyFeatures> training_free_features(Context& context, const curation::Sources& sources,
-                                                   std::int64_t pool, const std::filesystem::path& directory);
+std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
+                                                   const std::filesystem::path& directory);
 
 /// Collective. Class tokens of a backbone for the images of `sources`, kept below `directory` under `name`, likewise.
-SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone,
-                                     const curation::Sources& sources, const features::ExtractConfig& config,
-                                     const std::filesystem::path& directory, const std::string& name);
+SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone, const data::Joined& sources,
+                                     const features::ExtractConfig& config, const std::filesystem::path& directory,
+                                     const std::string& name);
 
 /// Collective. Recognises a list of images by their keys.
 std::string identify(comm::Communicator& world, const data::Dataset& dataset);

@@ -14,6 +14,7 @@
 #include "core/files.hpp"
 #include "data/dataset.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 #include "model/weights.hpp"
 
 namespace allosaur::jobs {
@@ -128,6 +129,7 @@ class EvaluateJob final : public Job {
   std::string_view summary() const override { return "k-NN and linear accuracy of a frozen backbone"; }
   void declare(core::Options& options) const override {
     declare_run_options(options);
+    declare_source_options(options);
     declare_evaluate_options(options);
   }
   Outcome run(Context& context) const override { return evaluate(context); }
@@ -218,8 +220,8 @@ Outcome evaluate(Context& context) {
     return result;
   });
   const evaluation::EvaluateConfig& config = inputs.config;
-  const auto train = data::open_dataset(world, inputs.train, /*labelled=*/true);
-  const auto test = data::open_dataset(world, inputs.test, /*labelled=*/true);
+  const auto train = open_images(context, inputs.train, /*labelled=*/true);
+  const auto test = open_images(context, inputs.test, /*labelled=*/true);
   if (context.dry_run) {
     const std::int64_t width = inputs.backbone->config().embed_dim;
     // Of the probe: class tokens of its deepest choice of blocks, and the mean of the patches.
@@ -251,6 +253,8 @@ Outcome evaluate(Context& context) {
   }
 
   RejectedList rejected(context, run.path());
+  rejected.add_problems(*train);
+  rejected.add_problems(*test);
   StageProgress progress(context);
   evaluation::Hooks hooks;
   hooks.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };

@@ -14,6 +14,7 @@
 #include "data/packed.hpp"
 #include "data/packed_writer.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 
 namespace allosaur::jobs {
 namespace {
@@ -46,6 +47,7 @@ Outcome pack(Context& context, const data::Dataset& source, const data::PackConf
   const std::vector<std::int64_t> rows = share_of(world, source.size());
   std::optional<core::Progress> progress;
   RejectedList rejected(context, index.parent_path());
+  rejected.add_problems(source);
   const data::PackHooks hooks{
       .alive = [&] { context.watchdog.feed(); },
       .progress =
@@ -85,12 +87,13 @@ class PackJob final : public Job {
 
   void declare(core::Options& options) const override {
     options.section("Pack");
-    options.add_required("pack.source", "folder of images, or packed images");
+    options.add_required("pack.source", "images: a folder, tar shards, a list, or packed images");
     options.add("pack.labelled", false, "keep the class of each image: its top folder, or its stored label");
     options.add("pack.part_megabytes", 1000.0,
                 "size of a file of images, which has 100,000 at most; a restart goes on after the last whole one",
                 core::OptionKind::free);
     declare_run_options(options);
+    declare_source_options(options);
   }
 
   Outcome run(Context& context) const override {
@@ -100,18 +103,19 @@ class PackJob final : public Job {
     const bool labelled = context.options.flag("pack.labelled");
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
     // The source before the output directory, so that a misspelt path does not become its configuration.
-    const auto source = packed ? nullptr : data::open_dataset(world, context.options.path("pack.source"), labelled);
-    if (context.dry_run && source) {
-      const data::PackPlan plan = data::plan_packed(world, *source, share_of(world, source->size()), config,
-                                                    {.alive = [&] { context.watchdog.feed(); }});
-      context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", plan.images,
-                       megabytes(plan.bytes), plan.parts, index.string());
+    const auto source = packed ? nullptr : open_images(context, context.options.path("pack.source"), labelled);
+    std::optional<RunDirectory> directory;
+    if (!context.dry_run) directory.emplace(context, name(), context.options.path("output"));
+    if (packed) {
+      context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
+                       open_images(context, index, labelled)->size());
       return Outcome::complete;
     }
-    const RunDirectory directory(context, name(), context.options.path("output"));
-    if (!packed) return pack(context, *source, config, index);
-    context.log.info("{} already holds {} packed images; nothing to do.", index.string(),
-                     data::open_dataset(world, index, labelled)->size());
+    if (!context.dry_run) return pack(context, *source, config, index);
+    const data::PackPlan plan = data::plan_packed(world, *source, share_of(world, source->size()), config,
+                                                  {.alive = [&] { context.watchdog.feed(); }});
+    context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", plan.images,
+                     megabytes(plan.bytes), plan.parts, index.string());
     return Outcome::complete;
   }
 };

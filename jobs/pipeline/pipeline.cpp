@@ -15,6 +15,7 @@
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/pretrain/pretrain.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 
 namespace allosaur::jobs {
 namespace {
@@ -145,6 +146,7 @@ class PipelineJob final : public Job {
   std::string_view summary() const override { return "curate, pretrain and evaluate in one go"; }
   void declare(core::Options& options) const override {
     declare_run_options(options);
+    declare_source_options(options);
     options.section("Pipeline");
     options.add(kDemo, false, "Make the demo data set and run on it");
     declare_curate_options(options);
@@ -178,7 +180,7 @@ Outcome PipelineJob::run(Context& context) const {
   }
   if (!phases.run("curate", curate)) return Outcome::preempted;
 
-  options.set("train.dataset_path", (phases.folder("curate") / kCuratedFolder).string());
+  options.set("train.dataset_path", std::vector{(phases.folder("curate") / kCuratedFolder).string()});
   if (!phases.run("pretrain", pretrain)) return Outcome::preempted;
 
   const bool evaluated = !options.text("evaluate.train").empty();

@@ -9,10 +9,12 @@
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
-#include "data/dataset.hpp"
+#include "data/joined.hpp"
+#include "data/sampler.hpp"
 #include "jobs/device.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/run_directory.hpp"
+#include "jobs/sources.hpp"
 #include "model/weights.hpp"
 #include "train/loop.hpp"
 #include "train/plan.hpp"
@@ -32,8 +34,8 @@ class OnlineEvaluation {
         metrics_(metrics),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
-        train_(data::open_dataset(context.world, context.options.path("evaluate.train"), true)),
-        test_(data::open_dataset(context.world, context.options.path("evaluate.test"), true)) {}
+        train_(open_images(context, context.options.path("evaluate.train"), true)),
+        test_(open_images(context, context.options.path("evaluate.test"), true)) {}
 
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
     evaluation::Hooks hooks;
@@ -61,12 +63,26 @@ class OnlineEvaluation {
   std::shared_ptr<const data::Dataset> train_, test_;
 };
 
+/// Collective. The sources of train.dataset_path, one after the other; keys begin with a source's number where there
+/// are several.
+std::shared_ptr<const data::Dataset> open_training_images(Context& context, data::LoaderConfig& loader) {
+  const auto& sources = context.options.get<std::vector<std::string>>("train.dataset_path");
+  const auto joined = std::make_shared<data::Joined>();
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    joined->add(sources.size() == 1 ? "" : std::to_string(i + 1), open_images(context, sources[i], /*labelled=*/false));
+  }
+  loader.source_sizes = joined->sizes();
+  comm::coordinate(context.world, [&] { data::Sampler(loader.source_sizes, loader.source_weights, 0); });  // its errors
+  return joined;
+}
+
 class PretrainJob final : public Job {
  public:
   std::string_view name() const override { return "pretrain"; }
   std::string_view summary() const override { return "pretrain a vision transformer on images without labels"; }
   void declare(core::Options& options) const override {
     declare_run_options(options);
+    declare_source_options(options);
     declare_pretrain_options(options);
     declare_evaluate_options(options);
   }
@@ -99,16 +115,17 @@ Outcome pretrain(Context& context) {
   }
   // Before the output directory is opened, so that a mistake does not become its configuration.
   train::TrainConfig config = comm::coordinate(world, [&] {
-    if (options.text("train.dataset_path").empty())
-      throw core::UsageError("train.dataset_path is not given: name a folder of images, or packed shards.");
+    if (options.get<std::vector<std::string>>("train.dataset_path").empty())
+      throw core::UsageError("train.dataset_path is not given: name a folder of images, or another source.");
     return train::read_config(options, world.size());
   });
   config.loader.max_rejected = options.number("run.max_rejected");
   const std::int64_t workers = options.integer("train.num_workers");
   config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
-  const auto dataset = data::open_dataset(world, options.path("train.dataset_path"), /*labelled=*/false);
+  const auto dataset = open_training_images(context, config.loader);
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
+  rejected.add_problems(*dataset);
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   ComputeDevice device(context, options.text("train.device"));
   config.units.device = device.device();

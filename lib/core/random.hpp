@@ -19,6 +19,7 @@ enum class Purpose : std::uint32_t {
   probe = 9,
   demo = 10,
   subset = 11,
+  mixture = 12,
 };
 
 /// Philox4x32-10 (Salmon et al., SC'11): 128 random bits for a counter under a key.

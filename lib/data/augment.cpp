@@ -2,12 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <stdexcept>
 #include <utility>
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+#include <fmt/format.h>
+
+#include "core/error.hpp"
 
 namespace allosaur::data {
 namespace {
 
-constexpr double kAspectMin = 3.0 / 4.0, kAspectMax = 4.0 / 3.0;
+constexpr std::size_t kGlobals = 2;
 
 ColorJitter draw_jitter(const AugmentConfig& config, core::Random& random) {
   ColorJitter jitter;
@@ -24,32 +32,50 @@ ColorJitter draw_jitter(const AugmentConfig& config, core::Random& random) {
   return jitter;
 }
 
-void apply(io::Image& image, const ColorJitter& jitter) {
+void apply(Crop& crop, const ColorJitter& jitter) {
   for (const ColorOp op : jitter.order) {
     switch (op) {
       case ColorOp::brightness:
-        adjust_brightness(image, jitter.brightness);
+        adjust_brightness(crop, jitter.brightness);
         break;
       case ColorOp::contrast:
-        adjust_contrast(image, jitter.contrast);
+        adjust_contrast(crop, jitter.contrast);
         break;
       case ColorOp::saturation:
-        adjust_saturation(image, jitter.saturation);
+        adjust_saturation(crop, jitter.saturation);
         break;
       case ColorOp::hue:
-        adjust_hue(image, jitter.hue);
+        adjust_hue(crop, jitter.hue);
         break;
     }
   }
 }
 
+int crop_size(const AugmentConfig& config, std::size_t crop) {
+  return crop < kGlobals ? config.global_crops_size : config.local_crops_size;
+}
+
+template <class Value>
+void look_up(const Crop& crop, const std::vector<Value>& tables, void* out) {
+  const std::size_t pixels = crop.pixels();
+  auto* to = static_cast<Value*>(out);
+  for (int c = 0; c < crop.channels; ++c, to += pixels) {
+    const Value* table = &tables[static_cast<std::size_t>(c) * 256];
+    const std::uint8_t* from = crop.plane(c);
+    for (std::size_t i = 0; i < pixels; ++i) to[i] = table[from[i]];
+  }
+}
+
 }  // namespace
 
-CropBox random_resized_crop(core::Random& random, int width, int height, double scale_min, double scale_max) {
+CropBox random_resized_crop(const AugmentConfig& config, CropKind kind, int width, int height, core::Random& random) {
+  const bool local = kind == CropKind::local;
+  const double scale_min = local ? config.local_scale_min : config.global_scale_min;
+  const double scale_max = local ? config.local_scale_max : config.global_scale_max;
   const double area = static_cast<double>(width) * height;
   for (int attempt = 0; attempt < 10; ++attempt) {
     const double target = area * random.uniform(scale_min, scale_max);
-    const double aspect = std::exp(random.uniform(std::log(kAspectMin), std::log(kAspectMax)));
+    const double aspect = std::exp(random.uniform(std::log(config.aspect_min), std::log(config.aspect_max)));
     const auto w = static_cast<int>(std::nearbyint(std::sqrt(target * aspect)));  // half to even, as Python
     const auto h = static_cast<int>(std::nearbyint(std::sqrt(target / aspect)));
     if (w < 1 || w > width || h < 1 || h > height) continue;
@@ -59,53 +85,108 @@ CropBox random_resized_crop(core::Random& random, int width, int height, double 
   }
   CropBox box{0, 0, width, height};
   const double aspect = static_cast<double>(width) / height;
-  if (aspect < kAspectMin) box.height = static_cast<int>(std::nearbyint(width / kAspectMin));
-  if (aspect > kAspectMax) box.width = static_cast<int>(std::nearbyint(height * kAspectMax));
+  if (aspect < config.aspect_min) box.height = static_cast<int>(std::nearbyint(width / config.aspect_min));
+  if (aspect > config.aspect_max) box.width = static_cast<int>(std::nearbyint(height * config.aspect_max));
   box.left = (width - box.width) / 2;
   box.top = (height - box.height) / 2;
   return box;
 }
 
 CropPlan draw_crop(const AugmentConfig& config, CropKind kind, int width, int height, core::Random& random) {
-  const bool local = kind == CropKind::local;
   CropPlan plan;
-  plan.box = random_resized_crop(random, width, height, local ? config.local_scale_min : config.global_scale_min,
-                                 local ? config.local_scale_max : config.global_scale_max);
+  plan.box = random_resized_crop(config, kind, width, height, random);
   plan.flip = random.chance(config.flip);
   if (random.chance(config.jitter)) plan.jitter = draw_jitter(config, random);
   plan.grayscale = random.chance(config.grayscale);
-  const double blur = local ? config.blur_local : kind == CropKind::global1 ? config.blur_global1 : config.blur_global2;
+  const double blur = kind == CropKind::local     ? config.blur_local
+                      : kind == CropKind::global1 ? config.blur_global1
+                                                  : config.blur_global2;
   if (random.chance(blur)) plan.blur_sigma = random.uniform(config.blur_sigma_min, config.blur_sigma_max);
   plan.solarize = kind == CropKind::global2 && random.chance(config.solarize_global2);
   return plan;
 }
 
-void render_crop(const io::Image& image, const CropPlan& plan, int size, float* out) {
-  const io::Box box{static_cast<double>(plan.box.left), static_cast<double>(plan.box.top),
-                    static_cast<double>(plan.box.width), static_cast<double>(plan.box.height)};
-  io::Image crop = io::resize_bicubic(image, box, size, size);
-  if (plan.flip) flip_horizontally(crop);
-  if (plan.jitter) apply(crop, *plan.jitter);
-  if (plan.grayscale) convert_to_grayscale(crop);
-  if (plan.blur_sigma) gaussian_blur(crop, *plan.blur_sigma);
-  if (plan.solarize) solarize(crop);
-  normalize(crop, out);
+void draw_crops(const AugmentConfig& config, int width, int height, std::uint64_t seed, std::int64_t position,
+                std::vector<CropPlan>& plans) {
+  const auto key = static_cast<std::uint64_t>(position);
+  plans.clear();
+  for (std::uint32_t c = 0; c < kGlobals; ++c) {
+    core::Random random(seed, core::Purpose::global_crop, key, c);
+    plans.push_back(draw_crop(config, c == 0 ? CropKind::global1 : CropKind::global2, width, height, random));
+  }
+  for (std::uint32_t l = 0; l < static_cast<std::uint32_t>(config.local_crops_number); ++l) {
+    core::Random random(seed, core::Purpose::local_crop, key, l);
+    plans.push_back(draw_crop(config, CropKind::local, width, height, random));
+  }
 }
 
-void augment(const AugmentConfig& config, const io::Image& image, std::uint64_t seed, std::int64_t position,
-             const std::array<float*, 2>& globals, std::span<float* const> locals) {
-  const auto key = static_cast<std::uint64_t>(position);
-  for (std::size_t c = 0; c < globals.size(); ++c) {
-    core::Random random(seed, core::Purpose::global_crop, key, static_cast<std::uint32_t>(c));
-    const CropKind kind = c == 0 ? CropKind::global1 : CropKind::global2;
-    render_crop(image, draw_crop(config, kind, image.width, image.height, random), config.global_crops_size,
-                globals[c]);
+int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> plans) {
+  int denominator = 8;
+  for (std::size_t c = 0; c < plans.size(); ++c) {
+    const int side = std::min(plans[c].box.width, plans[c].box.height);
+    while (denominator > 1 && side < denominator * crop_size(config, c)) denominator /= 2;
   }
-  for (std::size_t l = 0; l < locals.size(); ++l) {
-    core::Random random(seed, core::Purpose::local_crop, key, static_cast<std::uint32_t>(l));
-    render_crop(image, draw_crop(config, CropKind::local, image.width, image.height, random), config.local_crops_size,
-                locals[l]);
+  return denominator;
+}
+
+Normalization::Normalization(const AugmentConfig& config) : type_(config.type) {
+  if (type_ != c10::kFloat && type_ != c10::kBFloat16 && type_ != c10::kHalf && type_ != c10::kByte)
+    throw std::logic_error(fmt::format("Normalization: crops of {}", c10::toString(type_)));
+  const auto channels = static_cast<std::size_t>(config.channels);
+  if (config.channels < 1 || config.mean.size() != channels || config.deviation.size() != channels ||
+      std::ranges::any_of(config.deviation, [](double deviation) { return !(deviation > 0); })) {
+    throw core::UsageError(fmt::format(
+        "Images of {} channels need one mean and one positive deviation a channel, but there are {} means and {} "
+        "deviations: set crops.rgb_mean and crops.rgb_std.",
+        config.channels, config.mean.size(), config.deviation.size()));
   }
+  for (std::size_t c = 0; c < channels; ++c) {
+    const auto mean = static_cast<float>(config.mean[c]), deviation = static_cast<float>(config.deviation[c]);
+    for (int value = 0; value < 256; ++value) {
+      floats_.push_back((static_cast<float>(value) / 255.0F - mean) / deviation);
+      halves_.push_back(type_ == c10::kHalf ? c10::Half(floats_.back()).x : c10::BFloat16(floats_.back()).x);
+    }
+  }
+}
+
+void Normalization::write(const Crop& crop, void* out) const {
+  if (type_ == c10::kByte)
+    std::memcpy(out, crop.values.data(), crop.values.size());
+  else if (type_ == c10::kFloat)
+    look_up(crop, floats_, out);
+  else
+    look_up(crop, halves_, out);
+}
+
+Augmenter::Augmenter(const AugmentConfig& config) : config_(config), normalization_(config) {}
+
+void Augmenter::augment(std::span<const std::byte> bytes, std::uint64_t seed, std::int64_t position,
+                        std::span<void* const> crops) {
+  const io::ImageInfo info = io::probe_image(bytes);
+  draw_crops(config_, info.width, info.height, seed, position, plans_);
+  const bool scalable = config_.dct_scaling && info.format == io::ImageFormat::jpeg && info.channels == 3;
+  const int denominator = scalable ? decode_denominator(config_, plans_) : 1;
+  io::decode_image(bytes, {.channels = config_.channels, .denominator = denominator, .range16 = {0, 65535}}, image_);
+  const auto reduced = [&](int side) { return (side + denominator - 1) / denominator; };
+  if (image_.width != reduced(info.width) || image_.height != reduced(info.height)) {
+    throw core::InputError(fmt::format("The image has {} x {} pixels, but its header says {} x {}.", image_.width,
+                                       image_.height, reduced(info.width), reduced(info.height)));
+  }
+  for (std::size_t c = 0; c < plans_.size(); ++c)
+    render(image_, plans_[c], denominator, crop_size(config_, c), crops[c]);
+}
+
+void Augmenter::render(const io::Image& image, const CropPlan& plan, int denominator, int size, void* out) {
+  const double fraction = 1.0 / denominator;
+  const io::Box box{plan.box.left * fraction, plan.box.top * fraction, plan.box.width * fraction,
+                    plan.box.height * fraction};
+  crop_.resize(image.channels, size, size);
+  resizer_.planar(image, box, size, size, plan.flip, crop_.values.data());
+  if (plan.jitter) apply(crop_, *plan.jitter);
+  if (plan.grayscale) convert_to_grayscale(crop_);
+  if (plan.blur_sigma) gaussian_blur(crop_, *plan.blur_sigma);
+  if (plan.solarize) solarize(crop_, config_.solarize_threshold);
+  normalization_.write(crop_, out);
 }
 
 }  // namespace allosaur::data

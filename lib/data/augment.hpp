@@ -1,39 +1,49 @@
 #pragma once
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
+
+#include <c10/core/ScalarType.h>
 
 #include "core/random.hpp"
+#include "data/color.hpp"
 #include "io/image.hpp"
+#include "io/image_resize.hpp"
 
-/// The published multi-crop augmentation, on 8-bit RGB images with the arithmetic of Pillow and torchvision
-/// (facts 3.1). What is done to a crop is drawn first (CropPlan, a pure function of its key), then carried out
-/// (render_crop).
+/// The published multi-crop augmentation, on 8-bit images with the arithmetic of Pillow and torchvision (facts 3.1).
+/// What is done to a crop is drawn first (CropPlan, a pure function of its key), then carried out (Augmenter).
 namespace allosaur::data {
 
 /// Parameters of the published multi-crop augmentation (facts: dinov2/data/augmentations.py). Probabilities of blur are
 /// the effective ones of the published code, which are the nominal ones inverted.
 struct AugmentConfig {
+  /// Of images and crops. Other than 3: saturation, hue and grey are drawn as for 3, but left out.
+  int channels = 3;
   int global_crops_size = 224, local_crops_size = 96, local_crops_number = 8;
   double global_scale_min = 0.32, global_scale_max = 1.0;
   double local_scale_min = 0.05, local_scale_max = 0.32;
+  double aspect_min = 3.0 / 4.0, aspect_max = 4.0 / 3.0;
   double flip = 0.5;
   double jitter = 0.8, brightness = 0.4, contrast = 0.4, saturation = 0.2, hue = 0.1;
   double grayscale = 0.2;
   double blur_global1 = 0.0, blur_global2 = 0.9, blur_local = 0.5;
   double blur_sigma_min = 0.1, blur_sigma_max = 2.0;
   double solarize_global2 = 0.2;
+  int solarize_threshold = 128;
+  std::vector<double> mean = {0.485, 0.456, 0.406}, deviation = {0.229, 0.224, 0.225};  ///< a channel; ImageNet's
+  /// Decode a JPEG at the smallest fraction of its size that serves every crop. False: whole, as published.
+  bool dct_scaling = true;
+  /// Of crops: float32, bfloat16 or float16, normalised; or uint8 (kByte), as they are, for a device to do it.
+  c10::ScalarType type = c10::kFloat;
 };
 
 /// A rectangle of whole pixels inside an image.
 struct CropBox {
   int left = 0, top = 0, width = 0, height = 0;
 };
-
-/// torchvision's RandomResizedCrop: a box of area U(scale) of the image and log-uniform aspect ratio in [3/4, 4/3];
-/// after ten draws that do not fit, the largest centred box within these ratios.
-CropBox random_resized_crop(core::Random& random, int width, int height, double scale_min, double scale_max);
 
 enum class ColorOp : std::uint8_t { brightness, contrast, saturation, hue };
 
@@ -55,28 +65,57 @@ struct CropPlan {
 
 enum class CropKind : std::uint8_t { global1, global2, local };
 
+/// torchvision's RandomResizedCrop: a box of area U(scale) of the image and log-uniform aspect ratio; after ten draws
+/// that do not fit, the largest centred box within the ratios.
+CropBox random_resized_crop(const AugmentConfig& config, CropKind kind, int width, int height, core::Random& random);
+
 /// Draws what is done to one crop of an image of this size.
 CropPlan draw_crop(const AugmentConfig& config, CropKind kind, int width, int height, core::Random& random);
 
-/// Carries a plan out on an RGB image: f32 [3, size, size] into `out`, normalised with the ImageNet mean and deviation.
-void render_crop(const io::Image& image, const CropPlan& plan, int size, float* out);
+/// All crops of the image at global sample position `position`: the two global ones, then the local ones.
+void draw_crops(const AugmentConfig& config, int width, int height, std::uint64_t seed, std::int64_t position,
+                std::vector<CropPlan>& plans);
 
-/// All crops of the image at global sample position `position`: global crop c goes to globals[c], local crop l to
-/// locals[l], each as render_crop() writes it. A pure function of (config, image, seed, position).
-void augment(const AugmentConfig& config, const io::Image& image, std::uint64_t seed, std::int64_t position,
-             const std::array<float*, 2>& globals, std::span<float* const> locals);
+/// The largest of 1, 2, 4 and 8 that every box can be divided by and still have at least its crop's size both ways.
+int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> plans);
 
-// The single operations, in place on RGB images. `factor` 1 (hue: 0) leaves the image as it is.
-void adjust_brightness(io::Image& image, double factor);  ///< blend with black
-void adjust_contrast(io::Image& image, double factor);    ///< blend with the mean grey of the image
-void adjust_saturation(io::Image& image, double factor);  ///< blend with the grey image
-void adjust_hue(io::Image& image, double shift);     ///< turns the hue by `shift` of the circle, in Pillow's 8-bit HSV
-void convert_to_grayscale(io::Image& image);         ///< ITU-R 601-2 luma in all three channels
-void gaussian_blur(io::Image& image, double sigma);  ///< 9 x 9, borders reflected
-void solarize(io::Image& image);                     ///< inverts values of 128 and more
-void flip_horizontally(io::Image& image);
+/// Turns crops into what a network reads: [channels, height, width] of AugmentConfig::type.
+class Normalization {
+ public:
+  /// Throws core::UsageError when there is not one mean and one positive deviation a channel.
+  explicit Normalization(const AugmentConfig& config);
+  /// (value / 255 - mean) / deviation per channel in float32, then rounded; uint8: the values.
+  void write(const Crop& crop, void* out) const;
 
-/// f32 [3, height, width] into `out`: (value / 255 - mean) / deviation per channel, ImageNet's.
-void normalize(const io::Image& image, float* out);
+ private:
+  c10::ScalarType type_;
+  std::vector<float> floats_;          // [channels, 256]: of each value
+  std::vector<std::uint16_t> halves_;  // the same in 16 bits
+};
+
+/// What a thread needs to augment: its memory is kept from image to image, so that none is allocated once it has grown
+/// to the largest. For one thread at a time.
+class Augmenter {
+ public:
+  /// Throws core::UsageError as Normalization does.
+  explicit Augmenter(const AugmentConfig& config);
+
+  /// Decodes an image and writes all its crops, [channels, size, size] of AugmentConfig::type each: crop c of
+  /// draw_crops() to crops[c]. A pure function of (config, bytes, seed, position). Throws core::InputError when the
+  /// image is broken.
+  void augment(std::span<const std::byte> bytes, std::uint64_t seed, std::int64_t position,
+               std::span<void* const> crops);
+
+  /// Carries out a plan on an image that was decoded at 1/denominator of the size the plan was drawn for.
+  void render(const io::Image& image, const CropPlan& plan, int denominator, int size, void* out);
+
+ private:
+  AugmentConfig config_;
+  Normalization normalization_;
+  io::Resizer resizer_;
+  io::Image image_;
+  Crop crop_;
+  std::vector<CropPlan> plans_;
+};
 
 }  // namespace allosaur::data

@@ -1,124 +1,191 @@
-#include <algorithm>
-#include <array>
-#include <cmath>
-#include <vector>
+#include "data/color.hpp"
 
-#include "data/augment.hpp"
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "kernels/vector_math.hpp"
+
+// Every loop here is written for the compiler to vectorise, over planes. The file is compiled without contraction to
+// fused multiply-adds, which would make results depend on the processor and differ from Pillow's.
 
 namespace allosaur::data {
 namespace {
 
-using Table = std::array<std::uint8_t, 256>;
-
 /// Pillow's luma: 299/587/114 in 16-bit fixed point, rounded.
-inline int luma(const std::uint8_t* rgb) {
-  return (rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16;
+ALLOSAUR_INLINE int luma(int r, int g, int b) {
+  return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16;
 }
 
 /// Pillow's Image.blend of one value: from + factor * (to - from), clipped and truncated.
-inline std::uint8_t blend(int from, int to, float factor) {
-  const float value = static_cast<float>(from) + factor * static_cast<float>(to - from);
-  return static_cast<std::uint8_t>(std::clamp(value, 0.0F, 255.0F));
+ALLOSAUR_INLINE std::uint8_t blend(int from, int to, float factor) {
+  float value = static_cast<float>(from) + factor * static_cast<float>(to - from);
+  value = value < 0.0F ? 0.0F : value;
+  value = value > 255.0F ? 255.0F : value;
+  return static_cast<std::uint8_t>(static_cast<int>(value));
 }
 
-void apply(io::Image& image, const Table& table) {
-  for (std::uint8_t& value : image.pixels) value = table[value];
+ALLOSAUR_VECTORISED void blend_with_constant(std::uint8_t* values, std::size_t n, int grey, float factor) {
+  for (std::size_t i = 0; i < n; ++i) values[i] = blend(grey, values[i], factor);
 }
 
-/// Blends every value with a constant grey.
-void blend_with_constant(io::Image& image, int grey, double factor) {
-  Table table;
-  for (int value = 0; value < 256; ++value) {
-    table[static_cast<std::size_t>(value)] = blend(grey, value, static_cast<float>(factor));
+ALLOSAUR_VECTORISED std::int64_t luma_sum(const std::uint8_t* r, const std::uint8_t* g, const std::uint8_t* b,
+                                          std::size_t n) {
+  constexpr std::size_t kPiece = 65536;  // whose sum fits 32 bits
+  std::int64_t total = 0;
+  for (std::size_t begin = 0; begin < n; begin += kPiece) {
+    const std::size_t end = std::min(n, begin + kPiece);
+    std::int32_t sum = 0;
+    for (std::size_t i = begin; i < end; ++i) sum += luma(r[i], g[i], b[i]);
+    total += sum;
   }
-  apply(image, table);
+  return total;
+}
+
+ALLOSAUR_VECTORISED std::int64_t value_sum(const std::uint8_t* values, std::size_t n) {
+  std::int64_t total = 0;
+  for (std::size_t i = 0; i < n; ++i) total += values[i];
+  return total;
+}
+
+ALLOSAUR_VECTORISED void saturate(std::uint8_t* __restrict r, std::uint8_t* __restrict g, std::uint8_t* __restrict b,
+                                  std::size_t n, float factor) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const int grey = luma(r[i], g[i], b[i]);
+    r[i] = blend(grey, r[i], factor);
+    g[i] = blend(grey, g[i], factor);
+    b[i] = blend(grey, b[i], factor);
+  }
+}
+
+/// To 8-bit HSV, hue + turn modulo 256, and back. Pillow computes partly in double precision; each expression here is
+/// chosen so that float gives the same byte for every input (a test tries them all).
+ALLOSAUR_VECTORISED void turn_hue(std::uint8_t* __restrict red, std::uint8_t* __restrict green,
+                                  std::uint8_t* __restrict blue, std::size_t n, int turn) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const int r = red[i], g = green[i], b = blue[i];
+    const int value = std::max(std::max(r, g), b), least = std::min(std::min(r, g), b);
+    const int chroma = value - least, middle = r + g + b - value - least;
+    const float part = static_cast<float>(value - middle) / static_cast<float>(chroma > 0 ? chroma : 1);
+    // The hue in sixths of the circle lies `part` above or below that of the colour without the middle's difference.
+    const int if_red = b == least ? 1 : -1, if_green = b == least ? 1 : 3, if_blue = r == least ? 3 : 5;
+    const int not_red = g == value ? if_green : if_blue;
+    const int from = r == value ? if_red : not_red;
+    const int up_red = b == least ? -1 : 1, up_green = -up_red, up_blue = r == least ? 1 : -1;
+    const int up_not_red = g == value ? up_green : up_blue;
+    const int sign = r == value ? up_red : up_not_red;
+    float circle = (static_cast<float>(from) + static_cast<float>(sign) * part) / 6.0F;
+    circle = circle < 0.0F ? circle + 1.0F : circle;
+    const int hue = (static_cast<int>(circle * 255.0F) + turn) & 255;
+    const int saturation =
+        static_cast<int>(static_cast<float>(chroma) / static_cast<float>(value > 0 ? value : 1) * 255.0F);
+
+    const int sixths = hue * 6, sector = (sixths + 1 + (sixths >> 8)) >> 8;  // sixths / 255
+    const int offset = sixths - sector * 255;
+    const int weight = (sector & 1) != 0 ? offset : 255 - offset;
+    const auto v = static_cast<float>(value);
+    const int low = static_cast<int>(v - static_cast<float>(value * saturation) * (1.0F / 255.0F) + 0.5F);
+    const int mid = static_cast<int>(v - static_cast<float>(value * saturation * weight) * (1.0F / 65025.0F) + 0.5F);
+    // Sector by sector: red is high mid low low mid high; green the same two sectors later, blue four.
+    const auto channel = [&](int place) __attribute__((always_inline)) {
+      place = place > 5 ? place - 6 : place;
+      const int distance = std::abs(2 * place - 5), lower = distance == 1 ? low : mid;
+      return static_cast<std::uint8_t>(distance == 5 ? value : lower);
+    };
+    const int k = sector == 6 ? 0 : sector;
+    red[i] = channel(k);
+    green[i] = channel(k + 4);
+    blue[i] = channel(k + 2);
+  }
+}
+
+ALLOSAUR_VECTORISED void to_grey(std::uint8_t* __restrict r, std::uint8_t* __restrict g, std::uint8_t* __restrict b,
+                                 std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto grey = static_cast<std::uint8_t>(luma(r[i], g[i], b[i]));
+    r[i] = grey;
+    g[i] = grey;
+    b[i] = grey;
+  }
+}
+
+ALLOSAUR_VECTORISED void invert_from(std::uint8_t* values, std::size_t n, int threshold) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const int value = values[i];
+    values[i] = static_cast<std::uint8_t>(value < threshold ? value : 255 - value);
+  }
+}
+
+constexpr int kRadius = 4, kTaps = 2 * kRadius + 1;
+using Weights = std::array<float, kTaps>;
+
+/// out[i] = sum over k of weights[k] * in[i + k], of n floats.
+ALLOSAUR_VECTORISED void blur_row(const float* __restrict in, std::size_t n, const Weights& weights,
+                                  float* __restrict out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    float sum = 0.0F;
+    for (std::size_t k = 0; k < kTaps; ++k) sum += weights[k] * in[i + k];
+    out[i] = sum;
+  }
+}
+
+/// out[i] = sum over k of weights[k] * in[k][i], rounded to nearest.
+ALLOSAUR_VECTORISED void blur_column(const std::array<const float*, kTaps>& in, std::size_t n, const Weights& weights,
+                                     std::uint8_t* __restrict out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    float sum = 0.5F;
+    for (std::size_t k = 0; k < kTaps; ++k) sum += weights[k] * in[k][i];
+    out[i] = static_cast<std::uint8_t>(static_cast<int>(sum));
+  }
+}
+
+ALLOSAUR_VECTORISED void widen(const std::uint8_t* in, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]);
+}
+
+/// Mirrors a position beyond the border, which is not repeated; more than once in crops of a few pixels.
+std::size_t reflect(int at, int size) {
+  const int period = std::max(1, 2 * (size - 1));
+  at = std::abs(at) % period;
+  return static_cast<std::size_t>(at < size ? at : period - at);
 }
 
 }  // namespace
 
-void adjust_brightness(io::Image& image, double factor) {
-  blend_with_constant(image, 0, factor);
+void adjust_brightness(Crop& crop, double factor) {
+  blend_with_constant(crop.values.data(), crop.values.size(), 0, static_cast<float>(factor));
 }
 
-void adjust_contrast(io::Image& image, double factor) {
-  std::int64_t sum = 0;
-  for (std::size_t i = 0; i < image.pixels.size(); i += 3) sum += luma(&image.pixels[i]);
-  const double mean = static_cast<double>(sum) / static_cast<double>(image.pixels.size() / 3);
-  blend_with_constant(image, static_cast<int>(mean + 0.5), factor);
+void adjust_contrast(Crop& crop, double factor) {
+  const std::size_t n = crop.channels == 3 ? crop.pixels() : crop.values.size();
+  const std::int64_t sum =
+      crop.channels == 3 ? luma_sum(crop.plane(0), crop.plane(1), crop.plane(2), n) : value_sum(crop.values.data(), n);
+  const double mean = static_cast<double>(sum) / static_cast<double>(n);
+  blend_with_constant(crop.values.data(), crop.values.size(), static_cast<int>(mean + 0.5), static_cast<float>(factor));
 }
 
-void adjust_saturation(io::Image& image, double factor) {
-  const auto amount = static_cast<float>(factor);
-  for (std::size_t i = 0; i < image.pixels.size(); i += 3) {
-    std::uint8_t* rgb = &image.pixels[i];
-    const int grey = luma(rgb);
-    for (int c = 0; c < 3; ++c) rgb[c] = blend(grey, rgb[c], amount);
-  }
+void adjust_saturation(Crop& crop, double factor) {
+  if (crop.channels != 3) return;
+  saturate(crop.plane(0), crop.plane(1), crop.plane(2), crop.pixels(), static_cast<float>(factor));
 }
 
-void adjust_hue(io::Image& image, double shift) {
+void adjust_hue(Crop& crop, double shift) {
+  if (crop.channels != 3) return;
   // Hue is a byte that wraps; the shift is cut towards zero as torchvision does.
-  const auto turn = static_cast<std::uint8_t>(static_cast<int>(shift * 255));
-  struct Sector {
-    int number;
-    float fraction;
-  };
-  std::array<Sector, 256> sectors;  // of each hue, after the turn
-  for (int hue = 0; hue < 256; ++hue) {
-    const double position = static_cast<std::uint8_t>(hue + turn) * 6.0 / 255.0;
-    const int number = static_cast<int>(position);
-    sectors[static_cast<std::size_t>(hue)] = {number % 6, static_cast<float>(position - number)};
-  }
-  for (std::size_t i = 0; i < image.pixels.size(); i += 3) {
-    std::uint8_t* rgb = &image.pixels[i];
-    const int r = rgb[0], g = rgb[1], b = rgb[2];
-    const int value = std::max({r, g, b});
-    const int chroma = value - std::min({r, g, b});
-    if (chroma == 0) continue;  // grey stays grey
-    const auto range = static_cast<float>(chroma);
-    const float to_r = static_cast<float>(value - r) / range;
-    const float to_g = static_cast<float>(value - g) / range;
-    const float to_b = static_cast<float>(value - b) / range;
-    const auto sixth = static_cast<float>(r == value   ? to_b - to_g
-                                          : g == value ? 2.0 + to_r - to_b
-                                                       : 4.0 + to_g - to_r);
-    const double turns = sixth / 6.0 + 1.0;
-    const auto hue = static_cast<std::size_t>(static_cast<float>(turns >= 1.0 ? turns - 1.0 : turns) * 255.0);
-    const float fraction_s = range / static_cast<float>(value);
-    const int saturation = static_cast<int>(fraction_s * 255.0);
-    if (saturation == 0) {  // 8-bit HSV has lost the colour
-      std::fill_n(rgb, 3, static_cast<std::uint8_t>(value));
-      continue;
-    }
-    const Sector sector = sectors[std::min<std::size_t>(hue, 255)];
-    const float s = static_cast<float>(saturation) / 255.0F;  // mixed precision below: Pillow's, for equal rounding
-    const auto rounded = [](double x) { return static_cast<std::uint8_t>(x + 0.5); };
-    const auto v = static_cast<std::uint8_t>(value);
-    const std::uint8_t p = rounded(value * (1.0 - s));
-    const std::uint8_t q = rounded(value * (1.0 - static_cast<double>(s * sector.fraction)));
-    const std::uint8_t t = rounded(value * (1.0 - s * (1.0 - sector.fraction)));
-    const std::array<std::uint8_t, 3> turned[6] = {{v, t, p}, {q, v, p}, {p, v, t}, {p, q, v}, {t, p, v}, {v, p, q}};
-    std::copy_n(turned[sector.number].begin(), 3, rgb);
-  }
+  turn_hue(crop.plane(0), crop.plane(1), crop.plane(2), crop.pixels(), static_cast<int>(shift * 255));
 }
 
-void convert_to_grayscale(io::Image& image) {
-  for (std::size_t i = 0; i < image.pixels.size(); i += 3) {
-    std::fill_n(&image.pixels[i], 3, static_cast<std::uint8_t>(luma(&image.pixels[i])));
-  }
+void convert_to_grayscale(Crop& crop) {
+  if (crop.channels != 3) return;
+  to_grey(crop.plane(0), crop.plane(1), crop.plane(2), crop.pixels());
 }
 
-void solarize(io::Image& image) {
-  Table table;
-  for (int value = 0; value < 256; ++value) {
-    table[static_cast<std::size_t>(value)] = static_cast<std::uint8_t>(value < 128 ? value : 255 - value);
-  }
-  apply(image, table);
+void solarize(Crop& crop, int threshold) {
+  invert_from(crop.values.data(), crop.values.size(), threshold);
 }
 
-void gaussian_blur(io::Image& image, double sigma) {
-  constexpr int kRadius = 4;
-  std::array<float, 2 * kRadius + 1> weights;
+void gaussian_blur(Crop& crop, double sigma) {
+  Weights weights;
   float sum = 0;
   for (int k = -kRadius; k <= kRadius; ++k) {
     const double x = k / sigma;
@@ -126,73 +193,39 @@ void gaussian_blur(io::Image& image, double sigma) {
   }
   for (float& weight : weights) weight /= sum;
 
-  const auto reflect = [](int at,
-                          int size) {  // without repeating the border; more than once for images of a few pixels
-    const int period = std::max(1, 2 * (size - 1));
-    at = std::abs(at) % period;
-    return static_cast<std::size_t>(at < size ? at : period - at);
-  };
-  const auto width = static_cast<std::size_t>(image.width), height = static_cast<std::size_t>(image.height);
-  const std::size_t stride = 3 * width;
-  thread_local std::vector<float> padded, rows;  // scratch: keeps its memory from crop to crop
-  padded.resize(stride + 6 * kRadius);
-  rows.resize(height * stride);
-  for (std::size_t y = 0; y < height; ++y) {
-    const std::uint8_t* source = &image.pixels[y * stride];
-    std::copy_n(source, stride, &padded[3 * kRadius]);
-    for (int k = 1; k <= kRadius; ++k) {
-      const std::size_t left = 3 * reflect(-k, image.width), right = 3 * reflect(image.width - 1 + k, image.width);
-      for (std::size_t c = 0; c < 3; ++c) {
-        padded[3 * static_cast<std::size_t>(kRadius - k) + c] = source[left + c];
-        padded[3 * (width + kRadius + static_cast<std::size_t>(k) - 1) + c] = source[right + c];
+  const auto width = static_cast<std::size_t>(crop.width), height = static_cast<std::size_t>(crop.height);
+  thread_local std::vector<float> padded, rows;  // keep their memory from crop to crop
+  padded.resize(width + 2 * kRadius);
+  rows.resize(crop.pixels());
+  for (int c = 0; c < crop.channels; ++c) {
+    std::uint8_t* plane = crop.plane(c);
+    for (std::size_t y = 0; y < height; ++y) {
+      const std::uint8_t* row = plane + y * width;
+      widen(row, width, &padded[kRadius]);
+      for (int k = 1; k <= kRadius; ++k) {
+        padded[static_cast<std::size_t>(kRadius - k)] = row[reflect(-k, crop.width)];
+        padded[width + static_cast<std::size_t>(kRadius + k - 1)] = row[reflect(crop.width - 1 + k, crop.width)];
       }
+      blur_row(padded.data(), width, weights, &rows[y * width]);
     }
-    float* out = &rows[y * stride];
-    std::fill_n(out, stride, 0.0F);
-    for (std::size_t k = 0; k < weights.size(); ++k) {
-      const float weight = weights[k];
-      const float* in = &padded[3 * k];
-      for (std::size_t i = 0; i < stride; ++i) out[i] += weight * in[i];
-    }
-  }
-  for (int y = 0; y < image.height; ++y) {
-    float* column = padded.data();
-    std::fill_n(column, stride, 0.5F);  // rounds to nearest when cut below
-    for (int k = -kRadius; k <= kRadius; ++k) {
-      const float weight = weights[static_cast<std::size_t>(k + kRadius)];
-      const float* in = &rows[reflect(y + k, image.height) * stride];
-      for (std::size_t i = 0; i < stride; ++i) column[i] += weight * in[i];
-    }
-    std::uint8_t* out = &image.pixels[static_cast<std::size_t>(y) * stride];
-    for (std::size_t i = 0; i < stride; ++i) out[i] = static_cast<std::uint8_t>(static_cast<int>(column[i]));
-  }
-}
-
-void flip_horizontally(io::Image& image) {
-  const auto width = static_cast<std::size_t>(image.width);
-  for (std::size_t y = 0; y < static_cast<std::size_t>(image.height); ++y) {
-    std::uint8_t* row = &image.pixels[y * width * 3];
-    for (std::size_t left = 0, right = width - 1; left < right; ++left, --right) {
-      std::swap_ranges(row + 3 * left, row + 3 * left + 3, row + 3 * right);
+    for (int y = 0; y < crop.height; ++y) {
+      std::array<const float*, kTaps> in;
+      for (int k = -kRadius; k <= kRadius; ++k)
+        in[static_cast<std::size_t>(k + kRadius)] = &rows[reflect(y + k, crop.height) * width];
+      blur_column(in, width, weights, plane + static_cast<std::size_t>(y) * width);
     }
   }
 }
 
-void normalize(const io::Image& image, float* out) {
-  static const auto kTables = [] {
-    constexpr std::array<float, 3> kMean = {0.485F, 0.456F, 0.406F}, kDeviation = {0.229F, 0.224F, 0.225F};  // ImageNet
-    std::array<std::array<float, 256>, 3> tables;
-    for (std::size_t c = 0; c < 3; ++c) {
-      for (std::size_t value = 0; value < 256; ++value) {
-        tables[c][value] = (static_cast<float>(value) / 255.0F - kMean[c]) / kDeviation[c];
-      }
-    }
-    return tables;
-  }();
-  const std::size_t pixels = image.pixels.size() / 3;
-  for (std::size_t i = 0; i < pixels; ++i) {
-    for (std::size_t c = 0; c < 3; ++c) out[c * pixels + i] = kTables[c][image.pixels[3 * i + c]];
-  }
+void gaussian_blur(io::Image& image, double sigma) {
+  Crop crop;
+  crop.resize(image.channels, image.width, image.height);
+  const auto channels = static_cast<std::size_t>(image.channels), pixels = crop.pixels();
+  for (std::size_t i = 0; i < image.pixels.size(); ++i)
+    crop.values[i % channels * pixels + i / channels] = image.pixels[i];
+  gaussian_blur(crop, sigma);
+  for (std::size_t i = 0; i < image.pixels.size(); ++i)
+    image.pixels[i] = crop.values[i % channels * pixels + i / channels];
 }
 
 }  // namespace allosaur::data

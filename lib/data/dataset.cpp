@@ -1,13 +1,16 @@
 #include "data/dataset.hpp"
 
+#include <algorithm>
+#include <regex>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
-#include "data/folder.hpp"
+#include "data/containers.hpp"
 #include "data/packed.hpp"
+#include "data/sources.hpp"
 
 namespace allosaur::data {
 namespace {
@@ -33,27 +36,165 @@ class Subset final : public Dataset {
   std::vector<std::int64_t> indices_;
 };
 
-/// The packed index at or in `source`, or nothing when `source` is a plain folder.
-std::string find_packed_index(const fs::path& source) {
+[[noreturn]] void refuse(const fs::path& source, const std::string& what) {
+  throw core::InputError(fmt::format("The image source {} {}.", source.string(), what));
+}
+
+bool is_tar(const fs::path& file) {
+  return file.extension() == ".tar";
+}
+
+/// "a-{08..11}.tar" -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; nothing when there are no such braces.
+std::vector<fs::path> expand_braces(const std::string& pattern) {
+  std::smatch match;
+  if (!std::regex_match(pattern, match, std::regex(R"((.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*))"))) return {};
+  std::vector<fs::path> files;
+  const auto width = static_cast<std::size_t>(match.length(2));
+  for (std::int64_t number = std::stol(match[2]), last = std::stol(match[3]); number <= last; ++number) {
+    files.emplace_back(fmt::format("{}{:0{}}{}", match.str(1), number, width, match.str(4)));
+  }
+  return files;
+}
+
+/// What a source is, and the files that this is about: a packed index, tar shards in order, or the source itself.
+struct Kind {
+  enum : char { folder = 'f', packed = 'p', tars = 't', list = 'l' } kind;
+  std::vector<fs::path> files;
+};
+
+Kind recognise_folder(const fs::path& folder) {
+  std::error_code error;
+  if (fs::exists(folder / kPackedIndexName, error)) return {Kind::packed, {folder / kPackedIndexName}};
+  std::vector<fs::path> shards;
+  bool images = false;  // then a tar beside them is what they were unpacked from
+  for (fs::directory_iterator entries(folder, error); !error && entries != fs::directory_iterator();
+       entries.increment(error)) {
+    images = images || has_image_extension(entries->path());
+    if (is_tar(entries->path()) && !entries->path().filename().string().starts_with('.')) {
+      shards.push_back(entries->path());
+    }
+  }
+  if (error) refuse(folder, "cannot be read: " + error.message());
+  if (shards.empty() || images) return {Kind::folder, {folder}};
+  std::sort(shards.begin(), shards.end());
+  return {Kind::tars, shards};
+}
+
+Kind recognise(const fs::path& source) {
+  std::vector<fs::path> shards = expand_braces(source.string());
+  if (!shards.empty()) {
+    for (const fs::path& shard : shards) {
+      if (!fs::exists(shard)) refuse(source, fmt::format("names {}, which does not exist", shard.string()));
+    }
+    return {Kind::tars, std::move(shards)};
+  }
   std::error_code error;
   const fs::file_status status = fs::status(source, error);
-  if (status.type() == fs::file_type::not_found) {
-    throw core::InputError(fmt::format("The image source {} does not exist.", source.string()));
+  if (status.type() == fs::file_type::not_found) refuse(source, "does not exist");
+  if (error) refuse(source, "cannot be read: " + error.message());
+  if (fs::is_directory(status)) return recognise_folder(source);
+  if (source.extension() == ".h5") return {Kind::packed, {source}};
+  if (is_tar(source)) return {Kind::tars, {source}};
+  if (is_list(source)) return {Kind::list, {source}};
+  refuse(
+      source,
+      "is neither a folder, nor a tar file (.tar), nor a list (.txt, .csv, .tsv, .json, .jsonl), nor the index (.h5) "
+      "of packed images");
+}
+
+/// Collective. What recognise() finds on rank 0.
+Kind recognise(comm::Communicator& group, const fs::path& source) {
+  const std::string text = comm::on_root(group, [&] {
+    const Kind found = recognise(source);
+    std::string result(1, found.kind);
+    for (const fs::path& file : found.files) result += file.string() + '\0';
+    return result;
+  });
+  Kind kind{static_cast<decltype(Kind::kind)>(text[0]), {}};
+  for (std::size_t begin = 1; begin < text.size(); begin = text.find('\0', begin) + 1) {
+    kind.files.emplace_back(text.c_str() + begin);
   }
-  if (error)
-    throw core::InputError(fmt::format("The image source {} cannot be read: {}.", source.string(), error.message()));
-  if (fs::is_directory(status))
-    return fs::exists(source / kPackedIndexName, error) ? source / kPackedIndexName : fs::path();
-  if (source.extension() == ".h5") return source;
-  throw core::InputError(
-      fmt::format("The image source {} is neither a folder nor the index (.h5) of packed images.", source.string()));
+  return kind;
+}
+
+/// The images with a class; the others become problems.
+class Labelled final : public Dataset {
+ public:
+  static std::shared_ptr<const Dataset> of(std::shared_ptr<const Dataset> dataset, const fs::path& source) {
+    std::vector<std::int64_t> rows;
+    std::vector<Rejected> problems = dataset->problems();
+    for (std::int64_t row = 0; row < dataset->size(); ++row) {
+      if (dataset->label(row) >= 0) {
+        rows.push_back(row);
+      } else {
+        problems.push_back({dataset->key(row), "It has no class."});
+      }
+    }
+    if (rows.empty()) refuse(source, "has no classes, which labelled images need");
+    if (std::ssize(rows) == dataset->size()) return dataset;
+    return std::make_shared<const Labelled>(subset(std::move(dataset), std::move(rows)), std::move(problems));
+  }
+  Labelled(std::shared_ptr<const Dataset> rows, std::vector<Rejected> problems)
+      : rows_(std::move(rows)), problems_(std::move(problems)) {}
+
+  std::int64_t size() const override { return rows_->size(); }
+  Sample get(std::int64_t index) const override { return rows_->get(index); }
+  std::int64_t label(std::int64_t index) const override { return rows_->label(index); }
+  std::string key(std::int64_t index) const override { return rows_->key(index); }
+  std::int64_t length(std::int64_t index) const override { return rows_->length(index); }
+  const std::vector<std::string>& class_names() const override { return rows_->class_names(); }
+  std::vector<Rejected> problems() const override { return problems_; }
+
+ private:
+  std::shared_ptr<const Dataset> rows_;
+  std::vector<Rejected> problems_;
+};
+
+/// Every image of a labelled folder is in a class folder.
+void check_classes(const Dataset& folder, const fs::path& source) {
+  for (std::int64_t row = 0; row < folder.size(); ++row) {
+    if (folder.label(row) >= 0) continue;
+    throw core::InputError(
+        fmt::format("The image {} of the labelled folder {} is in no class folder. Move every image into a folder "
+                    "named after its class, or give a list of the images with their classes as the source.",
+                    folder.key(row), source.string()));
+  }
+}
+
+std::string nothing_in(const Kind& kind) {
+  switch (kind.kind) {
+    case Kind::folder:
+      return fmt::format("holds no image ({}), nor does any folder below it", image_extensions());
+    case Kind::tars:
+      return fmt::format("holds no image ({}) in its tar files", image_extensions());
+    default:
+      return "names no image";
+  }
 }
 
 }  // namespace
 
-std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, bool labelled) {
-  const std::string index = comm::on_root(group, [&] { return find_packed_index(source); });
-  return index.empty() ? open_folder(group, source, labelled) : open_packed(group, index, labelled);
+std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, bool labelled,
+                                            const Places& places) {
+  const Kind kind = recognise(group, source);
+  if (kind.kind == Kind::packed) return open_packed(group, kind.files.front(), labelled);
+  const std::unique_ptr<Scanner> scanner = kind.kind == Kind::folder ? scan_folder(source)
+                                           : kind.kind == Kind::list ? scan_list(source)
+                                                                     : scan_tars(kind.files);
+  const auto index = open_index(group, source, *scanner, places);
+  comm::coordinate(group, [&] {
+    if (index->size() > 0) return;
+    throw core::InputError(fmt::format("The image source {} {}.{}", source.string(), nothing_in(kind),
+                                       index->problems().empty() ? "" : " " + index->problems().front().reason));
+  });
+  std::vector<std::string> containers = index->containers();
+  if (!places.stage.empty() && !containers.empty()) containers = stage(group, containers, places);
+  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers, labelled);
+  if (!labelled) return images;
+  return comm::coordinate(group, [&] {
+    if (kind.kind == Kind::folder) check_classes(*images, source);
+    return Labelled::of(std::move(images), source);
+  });
 }
 
 std::shared_ptr<const Dataset> subset(std::shared_ptr<const Dataset> dataset, std::vector<std::int64_t> indices) {

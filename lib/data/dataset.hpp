@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,11 @@ struct Sample {
   std::string key;          ///< path relative to the source's root: names the sample in messages and results
 };
 
+/// A sample, or a part of a source, that could not be read or decoded.
+struct Rejected {
+  std::string key, reason;
+};
+
 /// Random access to encoded images. Const members are thread-safe.
 class Dataset {
  public:
@@ -28,16 +34,38 @@ class Dataset {
   /// Encoded bytes of the image, cheaply where the source knows them: packing sizes its files by it.
   virtual std::int64_t length(std::int64_t index) const { return static_cast<std::int64_t>(get(index).bytes.size()); }
   virtual const std::vector<std::string>& class_names() const = 0;  ///< label -> name; empty when unlabelled
+  /// What the source held that cannot be used: damaged containers, malformed rows of a list. The same on every rank.
+  virtual std::vector<Rejected> problems() const { return {}; }
 };
 
-/// Collective (rank 0 scans, all learn the result). Opens a source by what it is: a folder of images, or the index file
-/// / folder of packed shards written by `allosaur pack` or `allosaur curate` (with `labelled`, its stored labels). A
-/// folder is searched recursively, through symbolic links, for image files by their extension; names that begin with
-/// a dot are skipped; images are ordered by path. With `labelled`, the class of an image is its top folder, classes
-/// sorted by name. Throws core::InputError naming the path when it is missing, unreadable, or holds no image, and when
-/// `labelled` is asked of a source without classes.
+/// Where things about sources are kept, and who is told of progress.
+struct Places {
+  std::filesystem::path cache;  ///< folder of the indexes of sources, the same for all ranks; empty: none are kept
+  /// Folder on a disk of each node that containers (tar shards, packed images) are copied to and read from; empty: they
+  /// are read where they are.
+  std::filesystem::path stage;
+  /// Called now and then while a source is being scanned or copied, with the images (files) done by this rank.
+  std::function<void(std::int64_t)> progress;
+};
+
+/// Collective. Opens a source by what it is:
+/// - a folder of images, searched to any depth and through symbolic links for image files by their extension; names
+/// that
+///   begin with a dot are skipped; ordered by path. The class of an image is its top folder.
+/// - the index file or folder of packed shards that `allosaur pack` or `allosaur curate` wrote, with the stored labels.
+/// - one tar file, a pattern `shard-{000..127}.tar`, or a folder that holds tar files and no images beside them:
+/// WebDataset shards, whose samples
+///   are neighbouring members that share a name up to the first dot; the class is in `.cls`, `.json` (cls, label or
+///   class) or `.txt`. Where no sample has such a member, the class is the tar's name (ImageNet-22k: a tar a class).
+/// - a list: .txt (a path a line), .csv or .tsv (path, then the class), .json or .jsonl (see scan_list()); paths are
+///   relative to the list's folder.
+/// Classes are numbered by name, or by value where all are numbers; a file `labels.txt` (name first in each line) in
+/// the source's folder or the one above fixes their order. With `labelled`, images without a class are left out and
+/// are among the problems(); in a folder of images they are an error. Throws core::InputError naming the path when it
+/// is missing, unreadable, or holds no image, and when `labelled` is asked of a source without classes.
+/// Cost: open_index() (index.hpp); the work of scanning is shared out over ranks.
 std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const std::filesystem::path& source,
-                                            bool labelled);
+                                            bool labelled, const Places& places = {});
 
 /// The rows of a data set in the given order.
 std::shared_ptr<const Dataset> subset(std::shared_ptr<const Dataset> dataset, std::vector<std::int64_t> indices);

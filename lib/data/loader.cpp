@@ -1,6 +1,7 @@
 #include "data/loader.hpp"
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -13,7 +14,8 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
-#include "core/random.hpp"
+#include "data/loader_memory.hpp"
+#include "data/sampler.hpp"
 
 namespace allosaur::data {
 namespace {
@@ -33,7 +35,12 @@ struct Filling {
 /// fewer than `prefetch` are under way or waiting to be taken.
 struct Loader::Impl {
   Impl(std::shared_ptr<const Dataset> source, const LoaderConfig& settings, int rank, int ranks, std::int64_t first)
-      : dataset(std::move(source)), config(settings), next_iteration(first) {
+      : dataset(std::move(source)),
+        config(settings),
+        sampler(config.source_sizes.empty() ? std::vector{dataset->size()} : config.source_sizes, config.source_weights,
+                config.seed),
+        memory(std::make_shared<BatchMemory>(static_cast<std::size_t>(std::max(1, config.prefetch)) + 1)),
+        next_iteration(first) {
     if (dataset->size() == 0) throw core::InputError("There is no image to load.");
     if (config.group < 1 || config.global_batch < 1 || config.global_batch % ranks != 0 ||
         config.global_batch % config.group != 0) {
@@ -42,6 +49,7 @@ struct Loader::Impl {
           "and train.batch_size_per_gpu).",
           config.global_batch, ranks, config.group));
     }
+    const Normalization check(config.augment);  // here, rather than on every worker thread
     images = config.global_batch / ranks;
     first_slot = images * rank;
     seen.resize(static_cast<std::size_t>(dataset->size()));
@@ -66,6 +74,7 @@ struct Loader::Impl {
   }
 
   void work() {
+    Augmenter augmenter(config.augment);
     std::unique_lock lock(mutex);
     while (true) {
       work_ready.wait(lock, [&] { return stopping || failure || taken < images || can_start(); });
@@ -75,7 +84,7 @@ struct Loader::Impl {
       const std::int64_t image = taken++;
       lock.unlock();
       try {
-        fill(current.batch, image);
+        fill(current.batch, image, augmenter);
         lock.lock();
       } catch (...) {
         lock.lock();
@@ -92,14 +101,19 @@ struct Loader::Impl {
 
   void start_batch() {
     const AugmentConfig& augmentation = config.augment;
-    const std::int64_t global = augmentation.global_crops_size, local = augmentation.local_crops_size;
     const std::int64_t patches = std::int64_t{config.mask.patches_per_side} * config.mask.patches_per_side;
+    const auto crops = [&](std::int64_t number, std::int64_t side) {
+      const std::array<std::int64_t, 4> sizes{number * images, augmentation.channels, side, side};
+      // Page-locked memory is kept for further use by LibTorch, which knows what copies a GPU still has to make.
+      if (config.pinned && at::hasCUDA())
+        return at::empty(sizes, at::TensorOptions(augmentation.type).pinned_memory(true));
+      return memory->take(sizes, augmentation.type);
+    };
     Batch batch;
     batch.iteration = next_iteration++;
-    batch.global_crops = at::empty({2 * images, 3, global, global}, at::kFloat);
-    if (augmentation.local_crops_number > 0) {
-      batch.local_crops = at::empty({augmentation.local_crops_number * images, 3, local, local}, at::kFloat);
-    }
+    batch.global_crops = crops(2, augmentation.global_crops_size);
+    if (augmentation.local_crops_number > 0)
+      batch.local_crops = crops(augmentation.local_crops_number, augmentation.local_crops_size);
     batch.masks = at::empty({2 * images, patches}, at::kBool);
     batch.keys.resize(static_cast<std::size_t>(images));
     filling.push_back({std::move(batch), images});
@@ -108,19 +122,20 @@ struct Loader::Impl {
   }
 
   /// Everything about image `image` of this rank's part; the masks of a group come with its first image here.
-  void fill(Batch& batch, std::int64_t image) {
+  void fill(Batch& batch, std::int64_t image, Augmenter& augmenter) {
     const std::int64_t slot = first_slot + image;
     if (image == 0 || slot % config.group == 0) fill_masks(batch, image);
 
-    const std::int64_t position = batch.iteration * config.global_batch + slot;
-    const io::Image decoded = decode_sample(position, batch.keys[static_cast<std::size_t>(image)]);
-    const auto crop = [&](const at::Tensor& crops, std::int64_t number) {
-      return crops.data_ptr<float>() + (number * images + image) * crops.stride(0);
+    std::vector<void*> crops;
+    const auto add = [&](const at::Tensor& tensor, std::int64_t number) {
+      const std::size_t bytes = static_cast<std::size_t>(tensor.stride(0)) * tensor.element_size();
+      crops.push_back(static_cast<std::byte*>(tensor.data_ptr()) +
+                      static_cast<std::size_t>(number * images + image) * bytes);
     };
-    std::vector<float*> locals(static_cast<std::size_t>(config.augment.local_crops_number));
-    for (std::size_t l = 0; l < locals.size(); ++l) locals[l] = crop(batch.local_crops, static_cast<std::int64_t>(l));
-    augment(config.augment, decoded, config.seed, position, {crop(batch.global_crops, 0), crop(batch.global_crops, 1)},
-            locals);
+    for (std::int64_t c = 0; c < 2; ++c) add(batch.global_crops, c);
+    for (std::int64_t l = 0; l < config.augment.local_crops_number; ++l) add(batch.local_crops, l);
+    const std::int64_t position = batch.iteration * config.global_batch + slot;
+    batch.keys[static_cast<std::size_t>(image)] = render_sample(position, augmenter, crops);
   }
 
   /// This rank's rows of the masks of the group that image `image` belongs to.
@@ -137,23 +152,19 @@ struct Loader::Impl {
     }
   }
 
-  /// The image at a global position, or the replacement of a broken one.
-  io::Image decode_sample(std::int64_t position, std::string& key) {
-    const std::int64_t size = dataset->size();
-    std::int64_t index =
-        core::Permutation(size, config.seed, static_cast<std::uint64_t>(position / size))(position % size);
+  /// Writes the crops of the image at a global position, or of the replacement of a broken one; returns its key.
+  std::string render_sample(std::int64_t position, Augmenter& augmenter, std::span<void* const> crops) {
+    std::int64_t index = sampler(position);
     for (std::uint32_t attempt = 1; attempt <= kMaxAttempts; ++attempt) {
       mark_seen(index);
       try {
         Sample sample = dataset->get(index);
-        io::Image image = io::decode_image(sample.bytes);
-        key = std::move(sample.key);
-        return image;
+        augmenter.augment(sample.bytes, config.seed, position, crops);
+        return std::move(sample.key);
       } catch (const core::InputError& error) {
         reject(index, error.what());
       }
-      index = core::Random(config.seed, core::Purpose::sample_order, static_cast<std::uint64_t>(position), attempt)
-                  .below(size);
+      index = sampler.replacement(position, attempt);
     }
     const std::lock_guard lock(record);
     throw core::InputError(
@@ -205,6 +216,8 @@ struct Loader::Impl {
 
   const std::shared_ptr<const Dataset> dataset;
   const LoaderConfig config;
+  const Sampler sampler;
+  const std::shared_ptr<BatchMemory> memory;
   std::int64_t images = 0;      // of this rank in an iteration
   std::int64_t first_slot = 0;  // of this rank
 

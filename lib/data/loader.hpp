@@ -22,7 +22,11 @@ struct LoaderConfig {
   std::int64_t group = 64;         ///< images a group (batch_size_per_gpu): the grain of mask quotas
   int workers = 1;                 ///< threads
   int prefetch = 4;                ///< batches decoded ahead
-  double max_rejected = 0.01;      ///< fraction of the distinct files seen that may be broken
+  /// Sizes of the sources that the data set joins, and their weights (see Sampler); both empty: one source.
+  std::vector<std::int64_t> source_sizes;
+  std::vector<double> source_weights;
+  bool pinned = false;  ///< crops in page-locked memory, where there is CUDA: to be copied to a GPU while it works
+  double max_rejected = 0.01;  ///< fraction of the distinct files seen that may be broken
   /// Told of every broken file, once, as it is met. From worker threads, one at a time; may be empty.
   std::function<void(const std::string& key, const std::string& reason)> reject;
 };
@@ -30,24 +34,19 @@ struct LoaderConfig {
 /// This rank's part of one iteration: n = global_batch / ranks images.
 struct Batch {
   std::int64_t iteration = 0;
-  at::Tensor global_crops;        // f32 [2n, 3, S, S], normalised; crop-major
-  at::Tensor local_crops;         // f32 [L*n, 3, s, s], crop-major; undefined when there are no local crops
+  at::Tensor global_crops;        // AugmentConfig::type [2n, channels, S, S]; crop-major
+  at::Tensor local_crops;         // as these [L*n, channels, s, s]; undefined when there are no local crops
   at::Tensor masks;               // bool [2n, N]; groups of `group` images are masked independently
   std::vector<std::string> keys;  // n sample names, for error reports
 };
 
-/// A sample that could not be read or decoded.
-struct Rejected {
-  std::string key, reason;
-};
-
 /// Worker threads, bounded prefetch, delivery in order. What iteration i holds is a pure function of (seed, i,
 /// position): it depends neither on the number of ranks nor on threads, and starting late costs nothing. Global slot j
-/// of iteration i has position i * global_batch + j and holds sample Permutation(size, seed, position / size)(position
-/// % size); rank r has the consecutive slots [r * n, (r + 1) * n). A broken image is replaced by the draw keyed (seed,
-/// position, attempt), recorded in rejected(). next() throws core::InputError when this rank alone has met more than
-/// max_rejected of the distinct files it has asked for, judged once these are 1000 or the whole data set; the job
-/// reduces rejected() and distinct_seen() over ranks for its own verdict.
+/// of iteration i has position i * global_batch + j and holds the sample that Sampler places there; rank r has the
+/// consecutive slots [r * n, (r + 1) * n). A broken image is replaced as Sampler::replacement() says, and recorded in
+/// rejected(). next() throws core::InputError when this rank alone has met more than max_rejected of the distinct files
+/// it has asked for, judged once these are 1000 or the whole data set; the job reduces rejected() and distinct_seen()
+/// over ranks for its own verdict.
 class Loader {
  public:
   /// Delivers iterations first, first+1, ... of rank `rank` of `ranks`. Throws core::UsageError when the batch does not

@@ -11,7 +11,6 @@
 
 #include "comm/communicator.hpp"
 #include "data/dataset.hpp"
-#include "data/loader.hpp"
 
 /// Writing packed images (data/packed.hpp), part by part, so that what is finished survives.
 namespace allosaur::data {

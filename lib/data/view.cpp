@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "core/thread_pool.hpp"
+#include "data/augment.hpp"
 #include "data/loader.hpp"
 
 namespace allosaur::data {
@@ -13,16 +14,15 @@ namespace {
 
 constexpr int kMaxAspect = 16;
 
-io::Image centre_crop(const io::Image& image, int size) {
+void centre_crop(const Crop& whole, int size, Crop& view) {
   // The corner is rounded half to even, as torchvision's.
-  const auto corner = [&](int side) { return static_cast<std::size_t>(std::nearbyint((side - size) / 2.0)); };
-  const std::size_t left = corner(image.width), top = corner(image.height), row = static_cast<std::size_t>(size) * 3;
-  io::Image crop{size, size, 3, std::vector<std::uint8_t>(static_cast<std::size_t>(size) * row)};
-  for (std::size_t y = 0; y < static_cast<std::size_t>(size); ++y) {
-    const std::size_t from = ((top + y) * static_cast<std::size_t>(image.width) + left) * 3;
-    std::copy_n(&image.pixels[from], row, &crop.pixels[y * row]);
+  const auto corner = [&](int side) { return static_cast<std::ptrdiff_t>(std::nearbyint((side - size) / 2.0)); };
+  const std::ptrdiff_t left = corner(whole.width), top = corner(whole.height);
+  view.resize(whole.channels, size, size);
+  for (int c = 0; c < whole.channels; ++c) {
+    for (std::ptrdiff_t y = 0; y < size; ++y)
+      std::copy_n(whole.plane(c) + (top + y) * whole.width + left, size, view.plane(c) + y * size);
   }
-  return crop;
 }
 
 /// Writes the view of one image: f32 [3, crop, crop].
@@ -37,7 +37,13 @@ void render_view(const io::Image& image, int resize, int crop, float* out) {
   const io::Box middle{static_cast<double>((image.width - width) / 2), static_cast<double>((image.height - height) / 2),
                        static_cast<double>(width), static_cast<double>(height)};
   const auto scaled = [&](int side) { return static_cast<int>(static_cast<std::int64_t>(resize) * side / shorter); };
-  normalize(centre_crop(io::resize_bicubic(image, middle, scaled(width), scaled(height)), crop), out);
+  static const Normalization normalization{AugmentConfig{}};
+  thread_local io::Resizer resizer;
+  thread_local Crop whole, view;
+  whole.resize(image.channels, scaled(width), scaled(height));
+  resizer.planar(image, middle, whole.width, whole.height, false, whole.values.data());
+  centre_crop(whole, crop, view);
+  normalization.write(view, out);
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ Codec codec_of(std::span<const std::byte> bytes) {
   for (const std::string_view magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv}) {
     if (has_at(bytes, 0, magic)) return {codec::probe_tiff, codec::decode_tiff};
   }
+  if (has_at(bytes, 0, "\x1F\x8B")) return {codec::probe_gzip, codec::decode_gzip};
   // The last two have only two letters for a magic number: what follows them has to fit.
   if (has_at(bytes, 0, "BM") && has_at(bytes, 15, "\0\0\0"sv)) return {codec::probe_bmp, codec::decode_bmp};
   if (bytes.size() > 2 && has_at(bytes, 0, "P")) {

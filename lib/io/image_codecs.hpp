@@ -14,6 +14,7 @@ ImageInfo probe_webp(std::span<const std::byte> bytes);
 ImageInfo probe_tiff(std::span<const std::byte> bytes);
 ImageInfo probe_bmp(std::span<const std::byte> bytes);
 ImageInfo probe_pnm(std::span<const std::byte> bytes);
+ImageInfo probe_gzip(std::span<const std::byte> bytes);  ///< of the image inside: ImageNet-22k has some
 
 void decode_jpeg(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 void decode_png(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
@@ -21,6 +22,7 @@ void decode_webp(std::span<const std::byte> bytes, const DecodeOptions& options,
 void decode_tiff(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 void decode_bmp(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 void decode_pnm(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
+void decode_gzip(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 
 /// What the samples of a pixel mean. Those beyond its colours (alpha, infrared) are dropped when it is converted; a
 /// pixel of no known colour can only be had as stored.

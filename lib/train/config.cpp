@@ -16,6 +16,8 @@ namespace {
 using core::OptionKind;
 using Numbers = std::vector<double>;
 
+const Numbers kEffectiveBlur{0.0, 0.9, 0.5}, kNominalBlur{1.0, 0.1, 0.5};  // facts 3.1
+
 bool cpu_has_amx() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("amx-bf16") != 0;
@@ -78,6 +80,63 @@ model::VitConfig backbone_config(const core::Options& options) {
   return vit;
 }
 
+data::AugmentConfig augment_config(const core::Options& o) {
+  const auto fraction = [&](const char* key) {
+    const double value = o.number(key);
+    if (!(value >= 0 && value <= 1)) throw core::UsageError(fmt::format("{} is {}; it must be in [0, 1].", key, value));
+    return value;
+  };
+  const auto spread = [&](const char* key) {
+    const double value = o.number(key);
+    if (!(value >= 0)) throw core::UsageError(fmt::format("{} is {}; it must not be negative.", key, value));
+    return value;
+  };
+  const auto share = [&](const char* key) {
+    const auto [low, high] = range(o, key);
+    if (!(low > 0 && high <= 1))
+      throw core::UsageError(fmt::format("{} is {},{}; both must be in (0, 1].", key, low, high));
+    return std::pair(low, high);
+  };
+  const auto above_zero = [&](const char* key) {
+    const auto [low, high] = range(o, key);
+    if (!(low > 0)) throw core::UsageError(fmt::format("{} is {},{}; both must be positive.", key, low, high));
+    return std::pair(low, high);
+  };
+  data::AugmentConfig a;
+  a.global_crops_size = static_cast<int>(positive(o, "crops.global_crops_size"));
+  a.local_crops_size = static_cast<int>(positive(o, "crops.local_crops_size"));
+  a.local_crops_number = static_cast<int>(not_negative(o, "crops.local_crops_number"));
+  std::tie(a.global_scale_min, a.global_scale_max) = share("crops.global_crops_scale");
+  std::tie(a.local_scale_min, a.local_scale_max) = share("crops.local_crops_scale");
+  std::tie(a.aspect_min, a.aspect_max) = above_zero("crops.aspect_ratio");
+  a.flip = fraction("crops.flip");
+  a.jitter = fraction("crops.jitter");
+  a.brightness = spread("crops.brightness");
+  a.contrast = spread("crops.contrast");
+  a.saturation = spread("crops.saturation");
+  a.hue = spread("crops.hue");
+  if (a.hue > 0.5) throw core::UsageError(fmt::format("crops.hue is {}; it must be in [0, 0.5].", a.hue));
+  a.grayscale = fraction("crops.grayscale");
+  const Numbers& given = o.get<Numbers>("crops.blur");
+  const bool nominal = o.flag("crops.nominal_blur");
+  if (nominal && given != kEffectiveBlur)
+    throw core::UsageError("crops.blur and crops.nominal_blur both say how probable blur is: give one of them.");
+  const Numbers& blur = nominal ? kNominalBlur : given;
+  if (blur.size() != 3 || std::ranges::any_of(blur, [](double p) { return !(p >= 0 && p <= 1); }))
+    throw core::UsageError("crops.blur must be three probabilities, such as 0.0,0.9,0.5.");
+  a.blur_global1 = blur[0];
+  a.blur_global2 = blur[1];
+  a.blur_local = blur[2];
+  std::tie(a.blur_sigma_min, a.blur_sigma_max) = above_zero("crops.blur_sigma");
+  a.solarize_global2 = fraction("crops.solarize");
+  a.solarize_threshold = static_cast<int>(not_negative(o, "crops.solarize_threshold"));
+  a.mean = o.get<Numbers>("crops.rgb_mean");
+  a.deviation = o.get<Numbers>("crops.rgb_std");
+  const data::Normalization checked(a);  // throws when there is not one of each a channel
+  a.dct_scaling = o.flag("crops.dct_scaling");
+  return a;
+}
+
 model::HeadConfig head_config(const core::Options& options, const std::string& prefix, int embed_dim) {
   model::HeadConfig head;
   head.in_dim = embed_dim;
@@ -92,7 +151,10 @@ model::HeadConfig head_config(const core::Options& options, const std::string& p
 
 void declare_options(core::Options& o) {
   o.section("Pretraining: data");
-  o.add("train.dataset_path", std::string(), "Images to learn from: a folder, or packed shards", OptionKind::free);
+  o.add("train.dataset_path", std::vector<std::string>(),
+        "Images to learn from: one or more folders, tar shards, lists or packed images", OptionKind::free);
+  o.add("train.dataset_weights", Numbers(),
+        "Share of each source in the samples, to any scale; none: every image comes equally often");
   o.add("train.batch_size", std::int64_t{0},
         "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
   o.add("train.batch_size_per_gpu", std::int64_t{64},
@@ -105,8 +167,26 @@ void declare_options(core::Options& o) {
   o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image");
   o.add("crops.global_crops_scale", Numbers{0.32, 1.0}, "Share of the image's area in a global crop");
   o.add("crops.local_crops_scale", Numbers{0.05, 0.32}, "Share of the image's area in a local crop");
-  o.add("crops.blur", Numbers{0.0, 0.9, 0.5},
+  o.add("crops.aspect_ratio", Numbers{3.0 / 4, 4.0 / 3}, "Range of the width of a crop's box over its height");
+  o.add("crops.flip", 0.5, "Probability of a horizontal flip");
+  o.add("crops.jitter", 0.8, "Probability of colour jitter");
+  o.add("crops.brightness", 0.4, "Jitter: the factor is drawn from 1 - this to 1 + this");
+  o.add("crops.contrast", 0.4, "... as crops.brightness");
+  o.add("crops.saturation", 0.2, "... as crops.brightness");
+  o.add("crops.hue", 0.1, "Jitter: the hue is turned by up to this share of the circle, either way");
+  o.add("crops.grayscale", 0.2, "Probability of grey");
+  o.add("crops.blur", kEffectiveBlur,
         "Probability of blur for global crop 1, global crop 2 and local crops (the published code's effective values)");
+  o.add("crops.nominal_blur", false,
+        "Blur with the probabilities 1.0,0.1,0.5, which the published code names, instead of those it has in effect");
+  o.add("crops.blur_sigma", Numbers{0.1, 2.0}, "Range of the standard deviation of blur, in pixels");
+  o.add("crops.solarize", 0.2, "Probability of solarisation of global crop 2");
+  o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more");
+  o.add("crops.rgb_mean", Numbers{0.485, 0.456, 0.406}, "Mean of each channel, subtracted; values are in [0, 1]");
+  o.add("crops.rgb_std", Numbers{0.229, 0.224, 0.225}, "Deviation of each channel, divided by");
+  o.add("crops.dct_scaling", true,
+        "Decode a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that serves every crop; false: whole, as "
+        "published");
 
   o.section("Pretraining: networks");
   o.add("student.arch", std::string("vit_large"), "vit_tiny, vit_small, vit_base, vit_large or vit_giant2");
@@ -267,17 +347,8 @@ TrainConfig read_config(const core::Options& o, int ranks) {
                     c.micro_batch, share, c.group));
   c.units.accumulate = c.micro_batch < share;
 
-  data::AugmentConfig& augment = c.loader.augment;
-  augment.global_crops_size = c.network.backbone.image_size;
-  augment.local_crops_size = static_cast<int>(o.integer("crops.local_crops_size"));
-  augment.local_crops_number = static_cast<int>(o.integer("crops.local_crops_number"));
-  std::tie(augment.global_scale_min, augment.global_scale_max) = range(o, "crops.global_crops_scale");
-  std::tie(augment.local_scale_min, augment.local_scale_max) = range(o, "crops.local_crops_scale");
-  const Numbers& blur = o.get<Numbers>("crops.blur");
-  if (blur.size() != 3) throw core::UsageError("crops.blur must be three probabilities, such as 0.0,0.9,0.5.");
-  augment.blur_global1 = blur[0];
-  augment.blur_global2 = blur[1];
-  augment.blur_local = blur[2];
+  c.loader.augment = augment_config(o);
+  c.loader.source_weights = o.get<Numbers>("train.dataset_weights");
   data::MaskConfig& mask = c.loader.mask;
   mask.patches_per_side = c.network.backbone.grid();
   mask.sample_probability = o.number("ibot.mask_sample_probability");

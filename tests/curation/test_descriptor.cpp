@@ -7,8 +7,8 @@
 #include "curation/deduplicate.hpp"
 #include "curation/describe.hpp"
 #include "curation/descriptor.hpp"
-#include "curation/sources.hpp"
 #include "curation/thumbnail.hpp"
+#include "data/joined.hpp"
 #include "pictures.hpp"
 #include "search/slices.hpp"
 
@@ -135,7 +135,7 @@ TEST_CASE("the descriptor fitted by several ranks is that fitted by one") {
 }
 
 TEST_CASE("sources stand one after the other, under their names") {
-  Sources sources;
+  data::Joined sources;
   sources.add("pool", std::make_shared<testing::MemoryDataset>(picture_files(3)));
   sources.add("empty", std::make_shared<testing::MemoryDataset>(picture_files(0)));
   sources.add("curated", std::make_shared<testing::MemoryDataset>(picture_files(2)));

@@ -1,11 +1,14 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
-#include <map>
 #include <string>
+#include <vector>
 
 #include <ATen/ATen.h>
 
+#include "core/error.hpp"
 #include "data/augment.hpp"
 #include "data/loader.hpp"
 #include "pictures.hpp"
@@ -19,24 +22,108 @@ namespace fs = std::filesystem;
 fs::path fixture(const std::string& name) {
   return testing::data_directory() / "data/augment" / (name + ".png");
 }
-io::Image load(const std::string& name) {
-  return io::decode_image(testing::read_file(fixture(name)));
+
+data::Crop planes(const io::Image& image) {
+  data::Crop crop;
+  crop.resize(image.channels, image.width, image.height);
+  const auto channels = static_cast<std::size_t>(image.channels);
+  for (std::size_t i = 0; i < image.pixels.size(); ++i)
+    crop.values[i % channels * crop.pixels() + i / channels] = image.pixels[i];
+  return crop;
+}
+data::Crop load(const std::string& name) {
+  return planes(io::decode_image(testing::read_file(fixture(name))));
 }
 
-/// How far two images are apart: largest difference, and share of values that differ.
+/// How far two crops are apart: largest difference, share of values that differ, mean difference.
 struct Distance {
   int largest;
-  double share;
+  double share, mean;
 };
-Distance distance(const io::Image& a, const io::Image& b) {
-  if (a.width != b.width || a.height != b.height) return {256, 1};
+Distance distance(const data::Crop& a, const data::Crop& b) {
+  if (a.width != b.width || a.height != b.height || a.channels != b.channels) return {256, 1, 256};
   int largest = 0;
-  std::size_t differing = 0;
-  for (std::size_t i = 0; i < a.pixels.size(); ++i) {
-    largest = std::max(largest, std::abs(a.pixels[i] - b.pixels[i]));
-    differing += a.pixels[i] != b.pixels[i];
+  double differing = 0, sum = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    const int difference = std::abs(a.values[i] - b.values[i]);
+    largest = std::max(largest, difference);
+    differing += difference > 0;
+    sum += difference;
   }
-  return {largest, static_cast<double>(differing) / static_cast<double>(a.pixels.size())};
+  const auto n = static_cast<double>(a.values.size());
+  return {largest, differing / n, sum / n};
+}
+
+/// [channels, size, size] of `type`, as an Augmenter renders it.
+at::Tensor rendered(const data::AugmentConfig& config, const io::Image& image, const data::CropPlan& plan, int size,
+                    int denominator = 1) {
+  at::Tensor out = at::empty({config.channels, size, size}, config.type);
+  data::Augmenter(config).render(image, plan, denominator, size, out.data_ptr());
+  return out;
+}
+
+/// All crops of an image, one after another.
+std::vector<at::Tensor> augmented(const data::AugmentConfig& config, const std::vector<std::byte>& bytes,
+                                  std::int64_t position) {
+  std::vector<at::Tensor> crops;
+  std::vector<void*> places;
+  for (int c = 0; c < 2 + config.local_crops_number; ++c) {
+    const int size = c < 2 ? config.global_crops_size : config.local_crops_size;
+    crops.push_back(at::empty({config.channels, size, size}, config.type));
+    places.push_back(crops.back().data_ptr());
+  }
+  data::Augmenter(config).augment(bytes, 11, position, places);
+  return crops;
+}
+
+/// A smooth picture with edges, as photographs are: blobs of colour on gradients.
+io::Image scene(int width, int height) {
+  io::Image image{width, height, 3, {}};
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
+      const double u = double(x) / width, v = double(y) / height;
+      const bool inside = std::fmod(u * 5, 1) > 0.5 && std::fmod(v * 4, 1) > 0.4;
+      image.pixels.push_back(static_cast<std::uint8_t>(inside ? 200 : 255 * u));
+      image.pixels.push_back(static_cast<std::uint8_t>(127 + 100 * std::sin(9 * u + 5 * v)));
+      image.pixels.push_back(static_cast<std::uint8_t>(inside ? 40 : 255 * v));
+    }
+  }
+  return image;
+}
+
+/// Pillow's conversion to 8-bit HSV and back with the hue turned, as it is written there: partly in double precision.
+std::array<int, 3> turned_by_pillow(int r, int g, int b, int turn) {
+  const int value = std::max({r, g, b}), chroma = value - std::min({r, g, b});
+  if (chroma == 0) return {r, g, b};
+  const auto range = static_cast<float>(chroma);
+  const auto to = [&](int v) { return static_cast<float>(value - v) / range; };
+  const auto sixth = static_cast<float>(r == value   ? to(b) - to(g)
+                                        : g == value ? 2.0 + to(r) - to(b)
+                                                     : 4.0 + to(g) - to(r));
+  const auto circle = static_cast<float>(std::fmod(sixth / 6.0 + 1.0, 1.0));
+  const int hue = (std::min(255, static_cast<int>(circle * 255.0)) + turn) & 255;
+  const int saturation = static_cast<int>(range / static_cast<float>(value) * 255.0);
+  const double place = hue * 6.0 / 255.0;
+  const int sector = static_cast<int>(std::floor(place));
+  const auto fraction = static_cast<float>(place - sector);
+  const float s = static_cast<float>(saturation) / 255.0F;
+  const int p = static_cast<int>(std::round(value * (1.0 - s)));
+  const int q = static_cast<int>(std::round(value * (1.0 - static_cast<double>(s * fraction))));
+  const int t = static_cast<int>(std::round(value * (1.0 - s * (1.0 - fraction))));
+  switch (sector % 6) {
+    case 0:
+      return {value, t, p};
+    case 1:
+      return {q, value, p};
+    case 2:
+      return {p, value, t};
+    case 3:
+      return {p, q, value};
+    case 4:
+      return {t, p, value};
+    default:
+      return {value, p, q};
+  }
 }
 
 }  // namespace
@@ -44,122 +131,194 @@ Distance distance(const io::Image& a, const io::Image& b) {
 TEST_CASE("image operations equal Pillow's and torchvision's") {
   const auto check = [](const char* name, auto operation, double tolerated_share) {
     CAPTURE(name);
-    io::Image image = load("source");
-    operation(image);
-    const Distance d = distance(image, load(name));
+    data::Crop crop = load("source");
+    operation(crop);
+    const Distance d = distance(crop, load(name));
     CAPTURE(d.share);
     CHECK(d.largest <= (tolerated_share > 0 ? 1 : 0));
     CHECK(d.share <= tolerated_share);
   };
-  check("brightness_0.6", [](io::Image& image) { data::adjust_brightness(image, 0.6); }, 0);
-  check("brightness_1.4", [](io::Image& image) { data::adjust_brightness(image, 1.4); }, 0);
-  check("contrast_0.6", [](io::Image& image) { data::adjust_contrast(image, 0.6); }, 0);
-  check("contrast_1.4", [](io::Image& image) { data::adjust_contrast(image, 1.4); }, 0);
-  check("saturation_0.8", [](io::Image& image) { data::adjust_saturation(image, 0.8); }, 0);
-  check("saturation_1.2", [](io::Image& image) { data::adjust_saturation(image, 1.2); }, 0);
-  check("hue_-0.1", [](io::Image& image) { data::adjust_hue(image, -0.1); }, 0);
-  check("hue_0.07", [](io::Image& image) { data::adjust_hue(image, 0.07); }, 0);
-  check("grayscale", [](io::Image& image) { data::convert_to_grayscale(image); }, 0);
-  check("solarize", [](io::Image& image) { data::solarize(image); }, 0);
-  check("flip", [](io::Image& image) { data::flip_horizontally(image); }, 0);
+  check("brightness_0.6", [](data::Crop& crop) { data::adjust_brightness(crop, 0.6); }, 0);
+  check("brightness_1.4", [](data::Crop& crop) { data::adjust_brightness(crop, 1.4); }, 0);
+  check("contrast_0.6", [](data::Crop& crop) { data::adjust_contrast(crop, 0.6); }, 0);
+  check("contrast_1.4", [](data::Crop& crop) { data::adjust_contrast(crop, 1.4); }, 0);
+  check("saturation_0.8", [](data::Crop& crop) { data::adjust_saturation(crop, 0.8); }, 0);
+  check("saturation_1.2", [](data::Crop& crop) { data::adjust_saturation(crop, 1.2); }, 0);
+  check("hue_-0.1", [](data::Crop& crop) { data::adjust_hue(crop, -0.1); }, 0);
+  check("hue_0.07", [](data::Crop& crop) { data::adjust_hue(crop, 0.07); }, 0);
+  check("grayscale", [](data::Crop& crop) { data::convert_to_grayscale(crop); }, 0);
+  check("solarize", [](data::Crop& crop) { data::solarize(crop, 128); }, 0);
   // torchvision convolves in two dimensions at once: sums next to a half round differently now and then.
-  check("blur_0.3", [](io::Image& image) { data::gaussian_blur(image, 0.3); }, 0.001);
-  check("blur_2.0", [](io::Image& image) { data::gaussian_blur(image, 2.0); }, 0.001);
+  check("blur_0.3", [](data::Crop& crop) { data::gaussian_blur(crop, 0.3); }, 0.001);
+  check("blur_2.0", [](data::Crop& crop) { data::gaussian_blur(crop, 2.0); }, 0.001);
+
+  io::Image image = io::decode_image(testing::read_file(fixture("source")));
+  data::gaussian_blur(image, 2.0);
+  CHECK(distance(planes(image), load("blur_2.0")).share <= 0.001);
+}
+
+TEST_CASE("every colour is turned as Pillow turns it") {
+  data::Crop crop;
+  crop.resize(3, 256, 256);
+  constexpr int kTurn = 17;
+  std::int64_t wrong = 0;
+  for (int r = 0; r < 256; ++r) {
+    for (std::size_t i = 0; i < crop.pixels(); ++i) {
+      crop.plane(0)[i] = static_cast<std::uint8_t>(r);
+      crop.plane(1)[i] = static_cast<std::uint8_t>(i / 256);
+      crop.plane(2)[i] = static_cast<std::uint8_t>(i % 256);
+    }
+    data::adjust_hue(crop, kTurn / 255.0 + 1e-9);
+    for (std::size_t i = 0; i < crop.pixels(); ++i) {
+      const auto wanted = turned_by_pillow(r, static_cast<int>(i / 256), static_cast<int>(i % 256), kTurn);
+      for (int c = 0; c < 3; ++c) wrong += crop.plane(c)[i] != wanted[static_cast<std::size_t>(c)];
+    }
+  }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("a crop sees nothing outside its box, as torchvision's") {
-  const auto rendered = [](const data::CropPlan& plan, int size) {
-    at::Tensor out = at::empty({3, size, size}, at::kFloat);
-    data::render_crop(load("source"), plan, size, out.data_ptr<float>());
-    return out;
-  };
-  const auto normalized = [](const std::string& name) {
-    const io::Image image = load(name);
-    at::Tensor out = at::empty({3, image.height, image.width}, at::kFloat);
-    data::normalize(image, out.data_ptr<float>());
+  const io::Image source = io::decode_image(testing::read_file(fixture("source")));
+  const data::AugmentConfig config;
+  const data::Normalization normalization(config);
+  const auto normalized = [&](const std::string& name) {
+    const data::Crop crop = load(name);
+    at::Tensor out = at::empty({3, crop.height, crop.width}, at::kFloat);
+    normalization.write(crop, out.data_ptr());
     return out;
   };
   data::CropPlan plan;
   plan.box = {7, 5, 37, 30};
-  CHECK(rendered(plan, 24).equal(normalized("crop_24")));
+  CHECK(rendered(config, source, plan, 24).equal(normalized("crop_24")));
+  plan.flip = true;
+  CHECK(rendered(config, source, plan, 24).equal(normalized("crop_24").flip(2)));
+  plan.flip = false;
   plan.box = {20, 11, 11, 9};
-  CHECK(rendered(plan, 32).equal(normalized("crop_32")));
+  CHECK(rendered(config, source, plan, 32).equal(normalized("crop_32")));
+
+  data::Crop mirrored;
+  mirrored.resize(3, source.width, source.height);
+  io::Resizer().planar(source, {0, 0, double(source.width), double(source.height)}, source.width, source.height, true,
+                       mirrored.values.data());
+  CHECK(distance(mirrored, load("flip")).largest == 0);
 
   const data::Sample sample{testing::read_file(fixture("source")), -1, "source.png"};
   CHECK(data::evaluation_view(sample, 27, 24).equal(normalized("view_27_24")));
 }
 
-TEST_CASE("normalisation uses the ImageNet mean and deviation") {
-  io::Image image{1, 1, 3, {255, 0, 51}};
+TEST_CASE("normalisation uses a mean and deviation a channel") {
+  const data::Crop crop{3, 1, 1, {255, 0, 51}};
   float out[3];
-  data::normalize(image, out);
+  data::Normalization(data::AugmentConfig{}).write(crop, out);
   CHECK(out[0] == doctest::Approx((1 - 0.485) / 0.229));
   CHECK(out[1] == doctest::Approx(-0.456 / 0.224));
   CHECK(out[2] == doctest::Approx((0.2 - 0.406) / 0.225));
+
+  data::AugmentConfig config{.channels = 2};
+  CHECK_THROWS_AS(data::Normalization{config}, core::UsageError);
+  config.mean = {0.5, 0.25};
+  config.deviation = {0.5, 0};
+  CHECK_THROWS_AS(data::Normalization{config}, core::UsageError);
+  config.deviation = {0.5, 0.1};
+  data::Normalization(config).write({2, 1, 1, {255, 0}}, out);
+  CHECK(out[0] == doctest::Approx(1));
+  CHECK(out[1] == doctest::Approx(-2.5));
 }
 
-TEST_CASE("drawn crops have the published distribution") {
-  const data::AugmentConfig config;
-  constexpr int kDraws = 20000, kWidth = 400, kHeight = 400;
-  struct Expected {
-    data::CropKind kind;
-    double scale_min, scale_max, blur, solarize;
-  };
-  for (const Expected& expected :
-       {Expected{data::CropKind::global1, 0.32, 1.0, 0.0, 0.0}, Expected{data::CropKind::global2, 0.32, 1.0, 0.9, 0.2},
-        Expected{data::CropKind::local, 0.05, 0.32, 0.5, 0.0}}) {
-    CAPTURE(static_cast<int>(expected.kind));
-    int flips = 0, jitters = 0, greys = 0, blurs = 0, solarized = 0, inside = 0;
-    double area_min = 1, area_max = 0, log_aspect = 0, hue_max = 0, brightness_min = 2, brightness_max = 0,
-           sigma_sum = 0;
-    std::map<data::ColorOp, int> first_op;
-    for (int i = 0; i < kDraws; ++i) {
-      core::Random random(3, core::Purpose::global_crop, static_cast<std::uint64_t>(i));
-      const data::CropPlan plan = data::draw_crop(config, expected.kind, kWidth, kHeight, random);
-      const data::CropBox& box = plan.box;
-      inside += box.left >= 0 && box.top >= 0 && box.left + box.width <= kWidth && box.top + box.height <= kHeight;
-      const double area = double(box.width) * box.height / (double(kWidth) * kHeight);
-      area_min = std::min(area_min, area);
-      area_max = std::max(area_max, area);
-      log_aspect += std::log(double(box.width) / box.height);
-      flips += plan.flip;
-      greys += plan.grayscale;
-      solarized += plan.solarize;
-      if (plan.blur_sigma) {
-        ++blurs;
-        sigma_sum += *plan.blur_sigma;
-      }
-      if (plan.jitter) {
-        ++jitters;
-        ++first_op[plan.jitter->order[0]];
-        hue_max = std::max(hue_max, std::abs(plan.jitter->hue));
-        brightness_min = std::min(brightness_min, plan.jitter->brightness);
-        brightness_max = std::max(brightness_max, plan.jitter->brightness);
-      }
+TEST_CASE("crops of every type hold the same values") {
+  const std::vector<std::byte> bytes = testing::read_file(fixture("source"));
+  data::AugmentConfig config{.global_crops_size = 24, .local_crops_size = 11, .local_crops_number = 2};
+  const std::vector<at::Tensor> floats = augmented(config, bytes, 3);
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    config.type = type;
+    const std::vector<at::Tensor> crops = augmented(config, bytes, 3);
+    for (std::size_t c = 0; c < crops.size(); ++c) CHECK(crops[c].equal(floats[c].to(type)));
+  }
+  config.type = at::kByte;
+  const at::Tensor mean = at::tensor({0.485F, 0.456F, 0.406F}).view({3, 1, 1});
+  const at::Tensor deviation = at::tensor({0.229F, 0.224F, 0.225F}).view({3, 1, 1});
+  const std::vector<at::Tensor> values = augmented(config, bytes, 3);
+  for (std::size_t c = 0; c < values.size(); ++c)
+    CHECK(values[c].equal((floats[c] * deviation + mean).mul(255).round().to(at::kByte)));
+}
+
+TEST_CASE("images of other channels: drawn as RGB, colours left out") {
+  io::Image image{40, 30, 4, {}};
+  core::Random random(5, core::Purpose::demo, 0);
+  for (int i = 0; i < 40 * 30 * 4; ++i) image.pixels.push_back(static_cast<std::uint8_t>(random.below(256)));
+  data::AugmentConfig config{.channels = 4, .mean = {0, 0.1, 0.2, 0.3}, .deviation = {1, 1, 1, 1}, .type = at::kByte};
+  data::CropPlan plan;
+  plan.box = {3, 2, 30, 25};
+  const at::Tensor plain = rendered(config, image, plan, 16);
+  plan.jitter = data::ColorJitter{
+      .order = {data::ColorOp::hue, data::ColorOp::saturation, data::ColorOp::brightness, data::ColorOp::contrast},
+      .saturation = 1.2,
+      .hue = 0.1};
+  plan.grayscale = true;
+  CHECK(rendered(config, image, plan, 16).equal(plain));
+
+  data::Crop crop{2, 2, 1, {10, 20, 30, 140}};  // mean 50
+  data::adjust_contrast(crop, 0.5);
+  CHECK(crop.values == std::vector<std::uint8_t>{30, 35, 40, 95});
+
+  // A grey image is its own luma: one channel of it is what three equal ones are.
+  io::Image grey{20, 20, 1, {}}, rgb{20, 20, 3, {}};
+  for (int i = 0; i < 400; ++i) {
+    grey.pixels.push_back(static_cast<std::uint8_t>(random.below(256)));
+    rgb.pixels.insert(rgb.pixels.end(), 3, grey.pixels.back());
+  }
+  const data::AugmentConfig three{.mean = {0.5, 0.5, 0.5}, .deviation = {0.2, 0.2, 0.2}};
+  data::AugmentConfig one = three;
+  one.channels = 1;
+  one.mean = {0.5};
+  one.deviation = {0.2};
+  std::vector<data::CropPlan> plans, again;
+  data::draw_crops(three, 20, 20, 4, 9, plans);
+  for (const data::CropPlan& drawn : plans)
+    CHECK(rendered(one, grey, drawn, 12).equal(rendered(three, rgb, drawn, 12).slice(0, 0, 1)));
+}
+
+TEST_CASE("a large JPEG is decoded at a fraction of its size, for the same crops") {
+  const std::vector<std::byte> bytes = io::encode_jpeg(scene(1203, 901), 92);
+  data::AugmentConfig config{.global_crops_size = 64,
+                             .local_crops_size = 24,
+                             .local_crops_number = 4,
+                             .jitter = 0,
+                             .grayscale = 0,
+                             .blur_global2 = 0,
+                             .blur_local = 0,
+                             .solarize_global2 = 0,
+                             .type = at::kByte};
+  std::vector<data::CropPlan> plans;
+  data::draw_crops(config, 1203, 901, 11, 0, plans);
+  CHECK(decode_denominator(config, plans) == 8);
+  for (auto& [wanted, side] : {std::pair{8, 512}, {4, 511}, {4, 256}, {2, 255}, {1, 127}, {1, 20}}) {
+    plans[1].box = {0, 0, 900, side};
+    CHECK(decode_denominator(config, plans) == wanted);
+  }
+  plans[3].box = {0, 0, 47, 200};  // a local crop that would be enlarged
+  plans[1].box = {0, 0, 900, 900};
+  CHECK(decode_denominator(config, plans) == 1);
+
+  for (int position = 0; position < 10; ++position) {
+    config.dct_scaling = true;
+    const std::vector<at::Tensor> scaled = augmented(config, bytes, position);
+    config.dct_scaling = false;
+    const std::vector<at::Tensor> whole = augmented(config, bytes, position);
+    for (std::size_t c = 0; c < scaled.size(); ++c) {
+      const at::Tensor difference = (scaled[c].to(at::kFloat) - whole[c].to(at::kFloat)).abs();
+      CHECK(difference.mean().item<double>() > 0);  // something else was decoded
+      CHECK(difference.mean().item<double>() < 1.5);
+      CHECK(difference.max().item<double>() < 64);  // at edges, where the filters differ
     }
-    const auto share = [](int count) { return doctest::Approx(double(count) / kDraws).epsilon(0.03); };
-    CHECK(inside == kDraws);
-    CHECK(area_min == doctest::Approx(expected.scale_min).epsilon(0.02));
-    CHECK(area_max <= expected.scale_max + 0.01);
-    CHECK(area_max >= expected.scale_max - 0.05);
-    CHECK(std::abs(log_aspect / kDraws) < 0.02);
-    CHECK(0.5 == share(flips));
-    CHECK(0.8 == share(jitters));
-    CHECK(0.2 == share(greys));
-    CHECK(expected.blur == share(blurs));
-    CHECK(expected.solarize == doctest::Approx(double(solarized) / kDraws).epsilon(0.05));
-    for (const auto& [op, count] : first_op) CHECK(0.25 == doctest::Approx(double(count) / jitters).epsilon(0.05));
-    CHECK(first_op.size() == 4);
-    CHECK(hue_max == doctest::Approx(0.1).epsilon(0.01));
-    CHECK(brightness_min == doctest::Approx(0.6).epsilon(0.01));
-    CHECK(brightness_max == doctest::Approx(1.4).epsilon(0.01));
-    if (blurs > 0) CHECK(sigma_sum / blurs == doctest::Approx(1.05).epsilon(0.03));
   }
 }
 
 TEST_CASE("crops of extreme images") {
   core::Random random(1, core::Purpose::global_crop, 0);
-  const auto crop = [&](int width, int height) { return data::random_resized_crop(random, width, height, 0.32, 1.0); };
+  const auto crop = [&](int width, int height) {
+    return data::random_resized_crop({}, data::CropKind::global1, width, height, random);
+  };
   const data::CropBox wide = crop(1000, 10);
   CHECK(wide.width == 13);
   CHECK(wide.height == 10);
@@ -172,15 +331,11 @@ TEST_CASE("crops of extreme images") {
   CHECK(pixel.height == 1);
 
   const data::AugmentConfig config{.global_crops_size = 16, .local_crops_size = 3, .local_crops_number = 2};
-  at::Tensor globals = at::empty({2, 3, 16, 16}), locals = at::empty({2, 3, 3, 3});
-  float* const local[] = {locals[0].data_ptr<float>(), locals[1].data_ptr<float>()};
   for (const auto& [width, height] : {std::pair{1, 1}, {1, 300}, {300, 2}}) {
+    const std::vector<std::byte> bytes = io::encode_jpeg(testing::picture(1, width, height), 90);
     for (int position = 0; position < 20; ++position) {
-      data::augment(config, testing::picture(1, width, height), 0, position,
-                    {globals[0].data_ptr<float>(), globals[1].data_ptr<float>()}, local);
+      for (const at::Tensor& result : augmented(config, bytes, position)) CHECK(result.isfinite().all().item<bool>());
     }
-    CHECK(globals.isfinite().all().item<bool>());
-    CHECK(locals.isfinite().all().item<bool>());
   }
   const data::Sample sliver{io::encode_png(testing::picture(1, 20000, 1)), -1, ""};
   CHECK((data::evaluation_view(sliver, 256, 224).sizes() == at::IntArrayRef{3, 224, 224}));
@@ -188,14 +343,13 @@ TEST_CASE("crops of extreme images") {
 
 TEST_CASE("no two crops of a sample, and no two samples, are augmented alike") {
   const data::AugmentConfig config{.global_crops_size = 8, .local_crops_size = 8, .local_crops_number = 2};
-  at::Tensor crops = at::empty({8, 3, 8, 8});
+  const std::vector<std::byte> bytes = io::encode_png(testing::picture(5, 60, 60));
+  std::vector<at::Tensor> crops;
   for (int position = 0; position < 2; ++position) {
-    const auto at = [&](int crop) { return crops[position * 4 + crop].data_ptr<float>(); };
-    float* const locals[] = {at(2), at(3)};
-    data::augment(config, testing::picture(5, 60, 60), 11, position, {at(0), at(1)}, locals);
+    for (const at::Tensor& crop : augmented(config, bytes, position)) crops.push_back(crop);
   }
-  for (int a = 0; a < 8; ++a) {
-    for (int b = 0; b < a; ++b) CHECK_FALSE(crops[a].equal(crops[b]));
+  for (std::size_t a = 0; a < crops.size(); ++a) {
+    for (std::size_t b = 0; b < a; ++b) CHECK_FALSE(crops[a].equal(crops[b]));
   }
 }
 

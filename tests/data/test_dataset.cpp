@@ -80,12 +80,12 @@ TEST_CASE("sources that cannot be used are named") {
   const fs::path root = directory.path();
   on_first_rank([&] {
     fs::create_directories(root / "empty/folder");
-    std::ofstream(root / "file.txt") << "text";
+    std::ofstream(root / "file.dat") << "text";
     testing::write_pictures(root / "flat", 2);
   });
   CHECK(contains(open_error(root / "missing"), (root / "missing").string() + " does not exist"));
   CHECK(contains(open_error(root / "empty"), (root / "empty").string() + " holds no image"));
-  CHECK(contains(open_error(root / "file.txt"), "neither a folder nor"));
+  CHECK(contains(open_error(root / "file.dat"), "neither a folder, nor"));
   CHECK(contains(open_error(root / "flat", true), "is in no class folder"));
   CHECK(open_error(root / "flat") == "");
 }

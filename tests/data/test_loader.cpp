@@ -1,4 +1,9 @@
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <latch>
+#include <memory>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
@@ -22,14 +27,18 @@ class Pictures final : public data::Dataset {
   }
   std::int64_t size() const override { return static_cast<std::int64_t>(encoded_.size()); }
   data::Sample get(std::int64_t index) const override {
+    ++reads;
     if (index == fault) throw std::runtime_error("the worker fails");
+    if (index == slow) opened.wait();
     return {encoded_.at(static_cast<std::size_t>(index)), -1, key(index)};
   }
   std::int64_t label(std::int64_t) const override { return -1; }
   std::string key(std::int64_t index) const override { return "picture " + std::to_string(index); }
   const std::vector<std::string>& class_names() const override { return names_; }
 
-  std::int64_t fault = -1;
+  std::int64_t fault = -1, slow = -1;
+  mutable std::atomic<std::int64_t> reads = 0;
+  std::latch opened{1};  ///< what reading the slow picture waits for
 
  private:
   std::vector<std::vector<std::byte>> encoded_;
@@ -185,6 +194,77 @@ TEST_CASE("a loader stops cleanly at any time") {
     for (int i = 0; i < taken; ++i) loader.next();
   }
   CHECK(true);
+}
+
+TEST_CASE("a slow file holds up no other, up to the batches decoded ahead") {
+  const auto pictures = std::make_shared<Pictures>(40);
+  data::LoaderConfig config = small_config();
+  config.workers = 2;
+  config.prefetch = 3;
+  pictures->slow = core::Permutation(40, config.seed, 0)(1);  // the second image of the first batch
+  data::Loader loader(pictures, config, 0, 1, 0);
+  const auto wait_for = [&](std::int64_t reads) {
+    while (pictures->reads < reads) std::this_thread::yield();
+  };
+  wait_for(3 * 8);  // the other worker has read all the rest, which it could not before finishing what came before
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(pictures->reads == 3 * 8);
+  pictures->opened.count_down();
+  for (int i = 0; i < 4; ++i) CHECK(loader.next().iteration == i);
+
+  data::Loader prompt(pictures, small_config(), 0, 1, 0);
+  data::Loader again(pictures, config, 0, 1, 0);
+  for (int i = 0; i < 4; ++i) CHECK(same(prompt.next(), again.next()));
+}
+
+TEST_CASE("a late start reads no more than an early one") {
+  for (const std::int64_t first : {std::int64_t{0}, std::int64_t{600000}}) {
+    const auto pictures = std::make_shared<Pictures>(20);
+    data::LoaderConfig config = small_config();
+    config.prefetch = 1;
+    data::Loader loader(pictures, config, 0, 1, first);
+    CHECK(loader.next().iteration == first);
+    while (pictures->reads < 2 * 8) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(pictures->reads == 2 * 8);  // the batch delivered and the one ahead
+  }
+}
+
+TEST_CASE("memory of batches is used again, but never while anyone refers to it") {
+  const auto pictures = std::make_shared<Pictures>(20);
+  data::LoaderConfig config = small_config();
+  config.prefetch = 2;
+  data::Loader loader(pictures, config, 0, 1, 0);
+  const data::Batch kept = loader.next();
+  const at::Tensor copy = kept.global_crops.clone(), view = loader.next().global_crops[3], view_copy = view.clone();
+  std::set<const void*> places;
+  for (int i = 0; i < 30; ++i) places.insert(loader.next().global_crops.data_ptr());
+  CHECK(places.size() <= 3);
+  CHECK(places.count(kept.global_crops.data_ptr()) == 0);
+  CHECK(kept.global_crops.equal(copy));
+  CHECK(view.equal(view_copy));
+
+  at::Tensor outlives;
+  {
+    data::Loader other(pictures, config, 0, 1, 0);
+    outlives = other.next().global_crops;
+  }
+  CHECK(outlives.equal(copy));
+}
+
+TEST_CASE("batches of other types and channels") {
+  const auto pictures = std::make_shared<Pictures>(20);
+  data::LoaderConfig config = small_config();
+  const at::Tensor floats = data::Loader(pictures, config, 0, 1, 0).next().local_crops;
+  config.augment.type = at::kHalf;
+  CHECK(data::Loader(pictures, config, 0, 1, 0).next().local_crops.equal(floats.to(at::kHalf)));
+  config.augment.type = at::kByte;
+  config.augment.channels = 1;
+  CHECK_THROWS_AS(data::Loader(pictures, config, 0, 1, 0), core::UsageError);
+  config.augment.mean = config.augment.deviation = {0.5};
+  const data::Batch grey = data::Loader(pictures, config, 0, 1, 0).next();
+  CHECK((grey.global_crops.sizes() == at::IntArrayRef{16, 1, 16, 16}));
+  CHECK((grey.global_crops.scalar_type() == at::kByte));
 }
 
 TEST_CASE("batches that do not divide are refused") {

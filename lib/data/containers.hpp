@@ -1,0 +1,44 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "data/dataset.hpp"
+
+namespace allosaur::data {
+
+/// A whole file. Throws core::InputError naming it.
+std::vector<std::byte> read_image_file(const std::filesystem::path& file);
+
+/// Files of many images, read at any place with pread. At most a few hundred are open at a time, however many there
+/// are. Thread-safe.
+class Containers {
+ public:
+  explicit Containers(std::vector<std::string> files);
+  ~Containers();
+  /// The bytes [begin, begin + length) of a file; throws core::InputError naming it and `key` when it has not as many.
+  std::vector<std::byte> read(std::int32_t file, std::int64_t begin, std::int64_t length, const std::string& key) const;
+
+ private:
+  struct Descriptor;
+  std::shared_ptr<const Descriptor> open(std::int32_t file) const;
+
+  std::vector<std::string> files_;
+  mutable std::mutex mutex_;  // guards what follows
+  mutable std::vector<std::shared_ptr<const Descriptor>> open_;
+  mutable std::vector<std::int32_t> order_;  // of opening: a ring
+  mutable std::size_t next_ = 0;
+};
+
+/// Collective. Copies files to the folder `stage` of each node, shared out over its ranks, and gives their new paths.
+/// What is there already, of the same size and time, stays. Throws core::StorageError where the disk has no room,
+/// before anything is copied. Cost a node: the bytes of all files.
+std::vector<std::string> stage(comm::Communicator& group, const std::vector<std::string>& files, const Places& places);
+
+}  // namespace allosaur::data

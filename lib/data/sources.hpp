@@ -1,0 +1,35 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/index.hpp"
+
+/// The kinds of sources that are scanned into an index; open_dataset() chooses.
+namespace allosaur::data {
+
+/// Whether a path ends like an image file, in upper or lower case.
+bool has_image_extension(const std::filesystem::path& path);
+/// The extensions, for messages: ".jpg, .jpeg, ...".
+std::string image_extensions();
+
+/// Class names in the order of `labels.txt` in `folder` or the one above it; empty when there is none.
+std::vector<std::string> read_class_order(const std::filesystem::path& folder);
+
+std::unique_ptr<Scanner> scan_folder(const std::filesystem::path& folder);
+/// `shards`: tar files in order.
+std::unique_ptr<Scanner> scan_tars(std::vector<std::filesystem::path> shards);
+/// A list file: a path a line (.txt), CSV, TSV, JSON or JSON lines; rows that cannot be used are problems. Of a table,
+/// a first row that names its columns (path, file, file_name, filename, image or key; class, label, cls, target or
+/// wnid) says which are meant, else they are the first two. Of JSON, an array (or its member `images` or `labels`) of
+/// objects with such members, of pairs, or of strings.
+std::unique_ptr<Scanner> scan_list(const std::filesystem::path& list);
+bool is_list(const std::filesystem::path& file);
+
+/// The images of an index. `root`: the folder that keys of whole files are relative to; `containers`: where those of
+/// the index are read. An image whose bytes are not those that were indexed is broken.
+std::shared_ptr<const Dataset> indexed_images(std::shared_ptr<const Index> index, std::filesystem::path root,
+                                              std::vector<std::string> containers, bool labelled);
+
+}  // namespace allosaur::data

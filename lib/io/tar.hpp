@@ -1,0 +1,30 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+
+namespace allosaur::io {
+
+/// A regular file inside a tar archive.
+struct TarMember {
+  std::string name;
+  std::int64_t begin = 0;  ///< of its content in the archive: to be read with pread, past any archive code
+  std::int64_t length = 0;
+};
+
+/// Members larger than this are passed over: no image or label is.
+inline constexpr std::int64_t kMaxMember = 1LL << 30;
+
+/// Reads an uncompressed tar (ustar, GNU and pax, with their long names) once, from front to back, and shows every
+/// regular file in it with its content, which is valid during the call. Links, devices, folders and sparse files are
+/// passed over: names are only names here, and nothing is ever written. Local. Returns what is wrong with the rest
+/// where the archive is damaged or ends early, so that what came before can be used; "" when it is whole. Throws
+/// core::InputError naming the file when it cannot be opened or is compressed (which would forbid random access), or is
+/// no tar at all.
+std::string scan_tar(const std::filesystem::path& file,
+                     const std::function<void(const TarMember&, std::span<const std::byte>)>& visit);
+
+}  // namespace allosaur::io
