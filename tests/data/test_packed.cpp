@@ -286,7 +286,7 @@ TEST_CASE("broken images are judged before the index appears, those of parts tak
   const fs::path &root = directory.path(), index = root / "packed" / data::kPackedIndexName;
   comm::Communicator& world = testing::world();
   write_source(root);
-  for (const bool refuse : {true, false}) {
+  for (const bool refuse : {true, false, false}) {  // the last has an earlier index to remove
     std::vector<data::Rejected> broken;
     data::PackHooks hooks{.accept = [&](const std::vector<data::Rejected>& shown) {
       broken = shown;
