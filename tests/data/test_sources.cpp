@@ -78,7 +78,7 @@ TEST_CASE("WebDataset shards, in the order of their names") {
   CHECK(unlabelled->label(0) == -1);
   CHECK(width_of(*unlabelled, 3) == 8);
   CHECK_THROWS_WITH_AS(data::open_dataset(testing::world(), directory.path() / "ustar-{000..002}.tar", false),
-                       doctest::Contains("ustar-002.tar"), core::InputError);
+                       doctest::Contains("ustar-002.tar"), core::Error);
 }
 
 TEST_CASE("long names of GNU and pax archives, and classes in JSON") {
@@ -121,7 +121,7 @@ TEST_CASE("tars that cannot be used at all are named") {
   const auto error = [&](const char* name) {
     try {
       data::open_dataset(testing::world(), directory.path() / name, false);
-    } catch (const core::InputError& failure) {
+    } catch (const core::Error& failure) {
       return std::string(failure.what());
     }
     return std::string();
@@ -237,8 +237,8 @@ TEST_CASE("lists of images with classes") {
   CHECK(described(*open("objects.json", true)) == Texts{"x/1.png cat 4"});
   CHECK(open("objects.json", false)->size() == 2);
   CHECK(described(*open("lines.jsonl", true)) == Texts{"3 dog 4"});
-  CHECK_THROWS_WITH_AS(open("list.txt", true), doctest::Contains("has no classes"), core::InputError);
-  CHECK_THROWS_WITH_AS(open("broken.json", false), doctest::Contains("broken.json"), core::InputError);
+  CHECK_THROWS_WITH_AS(open("list.txt", true), doctest::Contains("has no classes"), core::Error);
+  CHECK_THROWS_WITH_AS(open("broken.json", false), doctest::Contains("broken.json"), core::Error);
 }
 
 TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
