@@ -1,10 +1,8 @@
 #include "jobs/pack/pack.hpp"
 
-#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <optional>
-#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -29,20 +27,11 @@ std::vector<std::int64_t> share_of(const comm::Communicator& world, std::int64_t
   return rows;
 }
 
-data::PackConfig read_config(const Context& context) {
-  constexpr std::string_view kKey = "pack.part_megabytes";
-  const double megabytes = context.options.number(kKey);
-  if (!(megabytes >= 0.001 && megabytes <= 1e6)) {
-    throw core::UsageError(fmt::format("{} = {} must be between 0.001 and 1000000.", kKey, megabytes));
-  }
-  return {.threads = context.threads, .part_bytes = std::llround(megabytes * 1e6)};
-}
-
 double megabytes(std::int64_t bytes) {
   return static_cast<double>(bytes) / 1e6;
 }
 
-Outcome pack(Context& context, const data::Dataset& source, const data::PackConfig& config, const fs::path& index) {
+Outcome pack(Context& context, const data::Dataset& source, const fs::path& index) {
   comm::Communicator& world = context.world;
   const std::vector<std::int64_t> rows = share_of(world, source.size());
   std::optional<core::Progress> progress;
@@ -67,7 +56,8 @@ Outcome pack(Context& context, const data::Dataset& source, const data::PackConf
                 throw core::InputError(fmt::format("None of the {} images could be decoded.", source.size()));
             });
           }};
-  const data::PackedResult result = data::write_packed(world, source, rows, {}, index, config, hooks);
+  const data::PackedResult result =
+      data::write_packed(world, source, rows, {}, index, {.threads = context.threads}, hooks);
   if (!result.complete) {
     context.log.info("Stopped on request with {} of {} parts finished; the same command continues from there.",
                      result.finished, result.parts);
@@ -89,16 +79,12 @@ class PackJob final : public Job {
     options.section("Pack");
     options.add_required("pack.source", "images: a folder, tar shards, a list, or packed images");
     options.add("pack.labelled", false, "keep the class of each image: its top folder, or its stored label");
-    options.add("pack.part_megabytes", 1000.0,
-                "size of a file of images, which has 100,000 at most; a restart goes on after the last whole one",
-                core::OptionKind::free);
     declare_run_options(options);
     declare_source_options(options);
   }
 
   Outcome run(Context& context) const override {
     comm::Communicator& world = context.world;
-    const data::PackConfig config = read_config(context);
     const fs::path index = context.options.path("output") / data::kPackedIndexName;
     const bool labelled = context.options.flag("pack.labelled");
     const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
@@ -111,9 +97,10 @@ class PackJob final : public Job {
                        open_images(context, index, labelled)->size());
       return Outcome::complete;
     }
-    if (!context.dry_run) return pack(context, *source, config, index);
-    const data::PackPlan plan = data::plan_packed(world, *source, share_of(world, source->size()), config,
-                                                  {.alive = [&] { context.watchdog.feed(); }});
+    if (!context.dry_run) return pack(context, *source, index);
+    const data::PackPlan plan =
+        data::plan_packed(world, *source, share_of(world, source->size()), {.threads = context.threads},
+                          {.alive = [&] { context.watchdog.feed(); }});
     context.log.info("{} images ({:.1f} MB) would be packed into {} files beside {}.", plan.images,
                      megabytes(plan.bytes), plan.parts, index.string());
     return Outcome::complete;

@@ -51,19 +51,25 @@ at::Tensor read_lengths(comm::Communicator& group, const Dataset& dataset, std::
   return lengths;
 }
 
-/// Collective. Numbers the images by part: one ends where the sum of all sizes so far passes a multiple of part_bytes,
+/// Collective. Numbers the images by part: one ends where the sum of all sizes so far passes a multiple of its bytes,
 /// so that an image of another size moves few of the ends behind it. Sets `part`; returns the number of parts.
 std::int64_t number_parts(comm::Communicator& group, const at::Tensor& lengths, const PackConfig& config,
                           at::Tensor& part) {
+  constexpr int kHalvings = 6;
   const std::int64_t n = lengths.size(0);
   const at::Tensor sizes = lengths.clamp_min(std::max<std::int64_t>(1, config.part_bytes / config.part_images));
-  std::int64_t end = group.exclusive_scan(sizes.sum().item<std::int64_t>()), ended = 0;
+  const auto mine = sizes.sum().item<std::int64_t>();
+  const std::int64_t total = group.sum(mine);
+  std::int64_t part_bytes = config.part_bytes;
+  for (int i = 0; i < kHalvings && total / part_bytes < config.wanted_parts; ++i) part_bytes = (part_bytes + 1) / 2;
+
+  std::int64_t end = group.exclusive_scan(mine), ended = 0;
   part = at::empty({n}, at::kLong);
   for (std::int64_t i = 0; i < n; ++i) {
     integers(part)[i] = ended;
     const std::int64_t begin = end;
     end += integers(sizes)[i];
-    if (end / config.part_bytes > begin / config.part_bytes) ++ended;
+    if (end / part_bytes > begin / part_bytes) ++ended;
   }
   part += group.exclusive_scan(ended);
   return group.max(n == 0 ? 0 : integers(part)[n - 1] + 1);

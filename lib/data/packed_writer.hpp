@@ -25,6 +25,9 @@ struct PackConfig {
   int threads = 1;
   /// A part ends where its images fill this many bytes; an image counts as part_bytes / part_images at least.
   std::int64_t part_bytes = 1'000'000'000, part_images = 100'000;
+  /// Where there would be fewer parts, both are halved until there are as many, six times at most: for the ranks to
+  /// share, whatever their number, and to lose little when they are interrupted.
+  std::int64_t wanted_parts = 256;
 };
 
 /// What the caller of write_packed() is told and asked. All but `accept` are local and on the caller's thread.
@@ -49,7 +52,7 @@ struct PackedResult {
   std::int64_t parts = 0, finished = 0, taken_over = 0;  ///< planned; finished; of these, by an earlier call
 };
 
-/// Collective. What write_packed() would write. Cost a rank: the lengths of its images, four reductions of 8 bytes.
+/// Collective. What write_packed() would write. Cost a rank: the lengths of its images, six reductions of 8 bytes.
 PackPlan plan_packed(comm::Communicator& group, const Dataset& dataset, std::span<const std::int64_t> indices,
                      const PackConfig& config, const PackHooks& hooks = {});
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -21,7 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kBroken = "cat/05broken.jpg";  // row 6
-const data::PackConfig kThreeAPart{.threads = 2, .part_bytes = 3'000'000, .part_images = 3};
+const data::PackConfig kThreeAPart{.threads = 2, .part_bytes = 3'000'000, .part_images = 3, .wanted_parts = 1};
 
 /// Collective. Runs `body` on rank 0 alone.
 template <class Body>
@@ -164,7 +165,7 @@ TEST_CASE("parts do not depend on ranks: by images, or by bytes") {
     bytes += source->length(i);
     if (bytes / part_bytes > before / part_bytes) ++part;
   }
-  const data::PackConfig by_bytes{.threads = 1, .part_bytes = part_bytes, .part_images = 1000};
+  const data::PackConfig by_bytes{.threads = 1, .part_bytes = part_bytes, .part_images = 1000, .wanted_parts = 1};
   const data::PackedResult result = pack_source(root, by_bytes);
   CHECK(result.parts == part_of_row.back() + 1);
   CHECK(result.parts > 4);
@@ -177,6 +178,12 @@ TEST_CASE("parts do not depend on ranks: by images, or by bytes") {
   CHECK(plan.parts == result.parts);
   CHECK(plan.images == 14);
   CHECK(plan.bytes > result.bytes);
+  // Halved until they hold two images each: to have four of them, or because six times is all.
+  for (const auto& [images, wanted] : {std::pair{16, 4}, std::pair{128, 1000}}) {
+    const data::PackConfig large{
+        .threads = 1, .part_bytes = images * 1'000'000, .part_images = images, .wanted_parts = wanted};
+    CHECK(data::plan_packed(world, *source, all_on_rank_0, large).parts == 7);
+  }
 }
 
 TEST_CASE("a selection without images is packed") {
@@ -267,7 +274,7 @@ TEST_CASE("parts that the set does not have go before the index appears") {
   const testing::TemporaryDirectory directory;
   const fs::path& root = directory.path();
   write_source(root);
-  CHECK(pack_source(root, {.threads = 1, .part_bytes = 1'000'000, .part_images = 1}).parts == 14);
+  CHECK(pack_source(root, {.threads = 1, .part_bytes = 1'000'000, .part_images = 1, .wanted_parts = 1}).parts == 14);
   const fs::path half = part_file(root, 2).string() + ".tmp", other = root / "packed/images-bytes.txt";
   on_rank_0([&] {
     for (const fs::path& file : {half, other}) testing::write_file(file, {});
