@@ -70,7 +70,7 @@ PackPlan plan_packed(comm::Communicator& group, const Dataset& dataset, std::spa
 ///
 /// Cost a rank, for n images of N over W ranks: 24 n bytes and their columns sent and received, one agreement after
 /// every part, and the tables of N/W images, read from the parts, written to the index; n rows and N/W rows of the
-/// table in memory, and about 64 MiB of images.
+/// table in memory, and about 64 MiB of images, twice.
 PackedResult write_packed(comm::Communicator& group, const Dataset& dataset, std::span<const std::int64_t> indices,
                           const PackedColumns& columns, const std::filesystem::path& index, const PackConfig& config,
                           const PackHooks& hooks = {});
