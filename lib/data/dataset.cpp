@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <stdexcept>
 #include <string_view>
 #include <utility>
 
@@ -140,7 +141,8 @@ class Labelled final : public Dataset {
         problems.push_back({dataset->key(row), "It has no class."});
       }
     }
-    if (rows.empty()) refuse(source, "has no classes, which labelled images need");
+    if (rows.empty())
+      refuse(source, "has no classes, which are needed here (packed images have them with --pack.labelled=true)");
     if (std::ssize(rows) == dataset->size()) return dataset;
     return std::make_shared<const Labelled>(subset(std::move(dataset), std::move(rows)), std::move(problems));
   }
@@ -171,6 +173,20 @@ void check_classes(const Dataset& folder, const fs::path& source) {
   }
 }
 
+std::unique_ptr<Scanner> make_scanner(const Kind& kind, const fs::path& source) {
+  switch (kind.kind) {
+    case Kind::folder:
+      return scan_folder(source);
+    case Kind::packed:
+      return scan_packed(kind.files.front());
+    case Kind::tars:
+      return scan_tars(kind.files);
+    case Kind::list:
+      return scan_list(source);
+  }
+  throw std::logic_error("make_scanner: unknown kind of source");
+}
+
 std::string nothing_in(const Kind& kind) {
   switch (kind.kind) {
     case Kind::folder:
@@ -178,7 +194,7 @@ std::string nothing_in(const Kind& kind) {
     case Kind::tars:
       return fmt::format("holds no image ({}) in its tar files", image_extensions());
     default:
-      return "names no image";
+      return "holds no image";
   }
 }
 
@@ -187,10 +203,7 @@ std::string nothing_in(const Kind& kind) {
 std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, Labels labels,
                                             const Places& places) {
   const Kind kind = recognise(group, source);
-  if (kind.kind == Kind::packed) return open_packed(group, kind.files.front(), labels == Labels::required);
-  const std::unique_ptr<Scanner> scanner = kind.kind == Kind::folder ? scan_folder(source)
-                                           : kind.kind == Kind::list ? scan_list(source)
-                                                                     : scan_tars(kind.files);
+  const std::unique_ptr<Scanner> scanner = make_scanner(kind, source);
   const auto index = open_index(group, source, *scanner, places);
   comm::coordinate(group, [&] {
     if (index->size() > 0) return;
