@@ -57,11 +57,12 @@ void compare(comm::Communicator& world, const fs::path& cache, const std::vector
   constexpr int kRounds = 7, kReads = 20'000;
   std::vector<std::shared_ptr<const data::Dataset>> opened;
   for (const fs::path& source : sources) {
-    const double first = bench::seconds([&] { data::open_dataset(world, source, data::Labels::ignored, {cache, {}, {}}); });
+    const double first =
+        bench::seconds([&] { data::open_dataset(world, source, data::Labels::ignored, {cache, {}, {}}); });
     ::malloc_trim(0);
     const double before = private_mib();
-    const double again =
-        bench::seconds([&] { opened.push_back(data::open_dataset(world, source, data::Labels::ignored, {cache, {}, {}})); });
+    const double again = bench::seconds(
+        [&] { opened.push_back(data::open_dataset(world, source, data::Labels::ignored, {cache, {}, {}})); });
     ::malloc_trim(0);
     fmt::print("{}: {} images; opened in {:.2f} s at first, {:.3f} s again; {:.1f} MiB of its own a million images\n",
                source.filename().string(), opened.back()->size(), first, again,

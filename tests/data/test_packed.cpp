@@ -2,6 +2,7 @@
 
 #include <array>
 #include <fstream>
+#include <functional>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -364,6 +365,63 @@ TEST_CASE("a missing or truncated file of images is named") {
     world.barrier();
     CHECK(message().find("images-bytes.00000.h5") != std::string::npos);
   }
+}
+
+TEST_CASE("places outside of a part are listed, and columns of a wrong type or length are refused") {
+  const testing::TemporaryDirectory directory;
+  pack(directory.path());
+  comm::Communicator& world = testing::world();
+  const fs::path index = directory.path() / "packed" / data::kPackedIndexName;
+  /// The error of opening after `name` has been replaced in the table.
+  const auto reopened = [&](const std::string& name, const std::function<at::Tensor(at::Tensor)>& change) {
+    std::vector<std::pair<std::string, at::Tensor>> numbers;
+    std::vector<std::pair<std::string, std::vector<std::string>>> strings;
+    {
+      const io::ShardedReader table(index);
+      for (const std::string& column : table.names()) {
+        if (column == "key" || column == "class_name" || column == "origin") {
+          strings.emplace_back(column, table.read_strings(column));
+        } else {
+          numbers.emplace_back(column, table.read(column));
+        }
+      }
+    }
+    world.barrier();
+    io::ShardedWriter writer(world, index);
+    const bool mine = world.rank() == 0;
+    for (auto& [column, values] : numbers) {
+      if (column == name) values = change(values);
+      writer.write(column, mine ? values : values.slice(0, 0, 0));
+    }
+    for (const auto& [column, values] : strings)
+      writer.write_strings(column, mine ? values : std::vector<std::string>());
+    writer.publish();
+    std::vector<std::string> problems;
+    try {
+      for (const auto& problem :
+           data::open_dataset(world, directory.path() / "packed", data::Labels::required)->problems())
+        problems.push_back(problem.key);
+    } catch (const core::Error& error) {
+      problems.emplace_back(error.what());
+    }
+    return problems;
+  };
+  const auto changed = [](std::int64_t row, std::int64_t value) {
+    return [=](const at::Tensor& column) {
+      at::Tensor copy = column.clone();
+      copy[row] = value;
+      return copy;
+    };
+  };
+  const auto contains = [](const std::vector<std::string>& texts, const char* part) {
+    return texts.size() == 1 && texts[0].find(part) != std::string::npos;
+  };
+  CHECK(reopened("begin", changed(2, -1)) == std::vector<std::string>{"cat/02.jpg"});
+  CHECK(reopened("length", changed(3, 1LL << 60)) == std::vector<std::string>{"cat/02.jpg", "cat/03.jpg"});
+  CHECK(reopened("shard", changed(4, 99)).size() == 3);
+  CHECK(reopened("label", changed(5, 17)).size() == 4);  // an image without a class
+  CHECK(
+      contains(reopened("hash", [](const at::Tensor& column) { return column.to(at::kDouble); }), "its column `hash`"));
 }
 
 }  // namespace allosaur

@@ -1,13 +1,16 @@
-#include <cstdlib>
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <set>
+
+#include <fmt/format.h>
 
 #include "core/error.hpp"
 #include "data/dataset.hpp"
 #include "data/index.hpp"
 #include "data/joined.hpp"
 #include "data/sampler.hpp"
+#include "data/sources.hpp"
 #include "pictures.hpp"
 #include "testing.hpp"
 
@@ -321,6 +324,78 @@ TEST_CASE("sampler: weights that cannot be are refused") {
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1}, 3), core::UsageError);
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1, 0}, 3), core::UsageError);
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1, 1e-6}, 3), core::UsageError);
+}
+
+namespace {
+
+/// The bytes with a few random changes: flipped bits, a part overwritten by another, zeros, a cut.
+std::vector<std::byte> mutated(std::vector<std::byte> bytes, std::uint64_t seed) {
+  core::Random random(seed, core::Purpose::demo, 0);
+  const auto place = [&] { return random.below(std::ssize(bytes)); };
+  for (std::int64_t change = 1 + random.below(4); change > 0 && !bytes.empty(); --change) {
+    const std::int64_t at = place(), length = std::min(1 + random.below(600), std::ssize(bytes) - at);
+    switch (random.below(4)) {
+      case 0:
+        bytes[static_cast<std::size_t>(at)] ^= static_cast<std::byte>(1 << random.below(8));
+        break;
+      case 1:
+        std::copy_n(bytes.begin() + std::min(place(), std::ssize(bytes) - length), length, bytes.begin() + at);
+        break;
+      case 2:
+        std::fill_n(bytes.begin() + at, length, std::byte{0});
+        break;
+      default:
+        if (random.below(4) == 0) bytes.resize(static_cast<std::size_t>(at));
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("mutated tars and lists are read, or refused in a sentence") {
+  const testing::TemporaryDirectory directory;
+  const fs::path file = directory.path() / fmt::format("mutated-{}", testing::world().rank());
+  const auto as_bytes = [](std::string_view text) {
+    const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+    return std::vector<std::byte>(begin, begin + text.size());
+  };
+  std::map<std::string, std::vector<std::byte>> seeds = {
+      {"csv", as_bytes("path,label\n\"x, \"\"1\"\".png\",cat\nb.png,7\n")},
+      {"json", as_bytes(R"({"images": [{"file_name": "x.png", "label": 3}, ["y.png", "dog"], "z.png"]})")},
+      {"jsonl", as_bytes("{\"path\": \"x.png\"}\n[\"y.png\", 3]\n")}};
+  for (const char* name : {"ustar-000", "gnu", "pax", "n02"}) {
+    seeds[std::string(name) + ".tar"] = testing::read_file(tar(std::string(name) + ".tar"));
+  }
+  int read = 0, refused = 0;
+  for (const auto& [name, bytes] : seeds) {
+    const bool is_tar = name.ends_with(".tar");
+    const fs::path mutant = file.string() + (is_tar ? ".tar" : "." + name);
+    for (std::uint64_t seed = 0; seed < 300; ++seed) {
+      CAPTURE(name);
+      CAPTURE(seed);
+      testing::write_file(mutant, mutated(bytes, seed));
+      data::IndexRows rows;
+      try {
+        const auto scanner = is_tar ? data::scan_tars({mutant}) : data::scan_list(mutant);
+        const Texts units = scanner->units(1, rows);
+        scanner->scan(units.at(0), 0, rows);
+        rows.sort();
+        rows.number_classes({});
+        const auto images = data::indexed_images(std::make_shared<const data::Index>(rows), directory.path(),
+                                                 rows.containers, /*labelled=*/true);
+        ++read;
+        for (std::int64_t row = 0; row < images->size(); ++row) {
+          CHECK(images->label(row) < std::ssize(images->class_names()));
+          if (is_tar) CHECK(std::ssize(images->get(row).bytes) == images->length(row));
+        }
+      } catch (const core::InputError&) {
+        ++refused;
+      }
+    }
+  }
+  CHECK(read > 500);
+  CHECK(refused > 50);
 }
 
 }  // namespace allosaur
