@@ -25,6 +25,7 @@
 #include "jobs/demo/demo.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/export/export.hpp"
+#include "jobs/inspect/inspect.hpp"
 #include "jobs/job.hpp"
 #include "jobs/pack/pack.hpp"
 #include "jobs/pipeline/pipeline.hpp"
@@ -40,6 +41,7 @@ using JobTable = std::vector<std::unique_ptr<jobs::Job>>;
 JobTable all_jobs() {
   JobTable table;
   table.push_back(jobs::make_demo_job());
+  table.push_back(jobs::make_inspect_job());
   table.push_back(jobs::make_pack_job());
   table.push_back(jobs::make_curate_job());
   table.push_back(jobs::make_pretrain_job());
@@ -152,7 +154,11 @@ int run(comm::Environment& environment, core::Log& log, const JobTable& table, c
   });
   const std::string config = read_config(world, line.config);
   comm::coordinate(world, [&] {
-    options.parse(line.flags, config, line.config);
+    std::vector<std::string> flags = line.flags;
+    if (!job->argument().empty() && !flags.empty() && !flags.front().starts_with("-")) {
+      flags.front() = fmt::format("--{}={}", job->argument(), flags.front());
+    }
+    options.parse(flags, config, line.config);
     log.set_level(core::level_of(options.text("log-level")));
   });
   if (line.print_config) {

@@ -31,6 +31,8 @@ class Job {
   virtual ~Job() = default;
   virtual std::string_view name() const = 0;
   virtual std::string_view summary() const = 0;  ///< one line for `allosaur --help`
+  /// The key that a word without dashes right behind the job's name gives; "" = none does.
+  virtual std::string_view argument() const { return {}; }
   virtual void declare(core::Options& options) const = 0;
   virtual Outcome run(Context& context) const = 0;
 };

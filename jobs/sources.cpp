@@ -33,13 +33,13 @@ void declare_source_options(core::Options& options) {
   data::declare_pixel_options(options);
 }
 
-std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::path& source, bool labelled) {
+std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::path& source, data::Labels labels) {
   const std::string& cache = context.options.text("data.index_cache");
   data::Places places;
   places.cache = cache == "auto" ? default_cache() : cache == "none" ? fs::path() : fs::path(cache);
   places.stage = context.options.path("data.stage");
   places.progress = [&](std::int64_t) { context.watchdog.feed(); };
-  return data::open_dataset(context.world, source, labelled, places);
+  return data::open_dataset(context.world, source, labels, places);
 }
 
 }  // namespace allosaur::jobs

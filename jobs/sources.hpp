@@ -12,6 +12,7 @@ namespace allosaur::jobs {
 void declare_source_options(core::Options& options);
 
 /// Collective. data::open_dataset() with these places; scanning shows that the rank is alive.
-std::shared_ptr<const data::Dataset> open_images(Context& context, const std::filesystem::path& source, bool labelled);
+std::shared_ptr<const data::Dataset> open_images(Context& context, const std::filesystem::path& source,
+                                                 data::Labels labels);
 
 }  // namespace allosaur::jobs

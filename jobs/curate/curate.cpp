@@ -1,7 +1,6 @@
 #include "jobs/curate/curate.hpp"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -22,6 +21,7 @@
 #include "curation/thumbnail.hpp"
 #include "data/joined.hpp"
 #include "data/packed.hpp"
+#include "data/packed_writer.hpp"
 #include "data/pixels.hpp"
 #include "io/sharded_array.hpp"
 #include "jobs/curate/features.hpp"
@@ -136,7 +136,7 @@ Images open_sources(Context& context, const Config& config) {
   const auto add = [&](const std::vector<std::string>& sources, const std::string& name, bool reference) {
     std::int64_t total = 0;
     for (std::size_t i = 0; i < sources.size(); ++i) {
-      const auto dataset = open_images(context, sources[i], /*labelled=*/false);
+      const auto dataset = open_images(context, sources[i], data::Labels::ignored);
       const std::string unique_name = sources.size() == 1 ? name : fmt::format("{}{}", name, i + 1);
       images.all.add(unique_name, dataset);
       if (!reference) images.without_references.add(unique_name, dataset);
@@ -245,10 +245,9 @@ void write_decisions(comm::Communicator& world, const fs::path& index, const Ima
   writer.publish();
 }
 
-/// Collective. Packs the chosen images with their provenance; gives the number of images and bytes written over all
-/// ranks.
-std::array<std::int64_t, 2> write_images(Context& context, const fs::path& folder, const Images& images,
-                                         const std::vector<Chosen>& chosen) {
+/// Collective. Packs the chosen images with their provenance, or stops on request.
+data::PackedResult write_images(Context& context, const fs::path& folder, const Images& images,
+                                const std::vector<Chosen>& chosen) {
   std::vector<std::int64_t> rows;
   std::vector<std::string> stages, nearest;
   std::vector<float> similarity;
@@ -259,17 +258,21 @@ std::array<std::int64_t, 2> write_images(Context& context, const fs::path& folde
     similarity.push_back(image.similarity);
   }
   comm::coordinate(context.world, [&] { core::make_directory(folder); });
-  core::Progress bar(context.log, "packing", static_cast<std::int64_t>(rows.size()), "images a rank");
+  std::optional<core::Progress> bar;
   const data::PackedResult packed =
       data::write_packed(context.world, images.all, rows,
                          {.strings = {{"stage", std::move(stages)}, {"nearest", std::move(nearest)}},
                           .numbers = {{"similarity", at::tensor(similarity, at::kFloat)}}},
-                         folder / data::kPackedIndexName, context.threads, [&](std::int64_t done) {
-                           context.watchdog.feed();
-                           bar.update(done);
-                         });
-  bar.finish();
-  return {context.world.sum(packed.images), context.world.sum(packed.bytes)};
+                         folder / data::kPackedIndexName, {.threads = context.threads},
+                         {.alive = [&] { context.watchdog.feed(); },
+                          .progress =
+                              [&](std::int64_t done, std::int64_t total) {
+                                if (!bar) bar.emplace(context.log, "packing", total, "images a rank", done);
+                                bar->update(done);
+                              },
+                          .stop = [&] { return context.stop.requested(); }});
+  bar->finish();
+  return packed;
 }
 
 /// What results/curate.json holds of the run itself.
@@ -494,11 +497,12 @@ Outcome curate(Context& context) {
   if (stopped()) return Outcome::preempted;
   const fs::path decisions = run.path() / "results" / "decisions.h5";
   write_decisions(world, decisions, images, map, deduplication, chosen);
-  const auto [written, bytes] = write_images(context, run.path() / kCuratedFolder, images, chosen);
+  const data::PackedResult packed = write_images(context, run.path() / kCuratedFolder, images, chosen);
+  if (!packed.complete) return Outcome::preempted;
 
-  json summary = summarise(images, copy.calibration, thresholds, deduplication, retrieval, written);
+  json summary = summarise(images, copy.calibration, thresholds, deduplication, retrieval, packed.images);
   summary["identity"] = identity;
-  summary["bytes"] = bytes;
+  summary["bytes"] = packed.bytes;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   comm::coordinate(world, [&] {
     if (world.rank() != 0) return;
@@ -511,7 +515,7 @@ Outcome curate(Context& context) {
                           {"duplicates", deduplication.duplicates},
                           {"reference_copies", deduplication.reference_copies},
                           {"retrieved", retrieval.total},
-                          {"images", written},
+                          {"images", packed.images},
                           {"seconds", elapsed.count()}});
   });
   print_summary(log, summary);

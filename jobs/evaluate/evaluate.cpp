@@ -223,8 +223,8 @@ Outcome evaluate(Context& context) {
     return result;
   });
   const evaluation::EvaluateConfig& config = inputs.config;
-  const auto train = open_images(context, inputs.train, /*labelled=*/true);
-  const auto test = open_images(context, inputs.test, /*labelled=*/true);
+  const auto train = open_images(context, inputs.train, data::Labels::required);
+  const auto test = open_images(context, inputs.test, data::Labels::required);
   if (context.dry_run) {
     const std::int64_t width = inputs.backbone->config().embed_dim;
     // Of the probe: class tokens of its deepest choice of blocks, and the mean of the patches.

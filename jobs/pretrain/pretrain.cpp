@@ -34,8 +34,8 @@ class OnlineEvaluation {
         metrics_(metrics),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
-        train_(open_images(context, context.options.path("evaluate.train"), true)),
-        test_(open_images(context, context.options.path("evaluate.test"), true)) {}
+        train_(open_images(context, context.options.path("evaluate.train"), data::Labels::required)),
+        test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {}
 
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
     evaluation::Hooks hooks;
@@ -69,7 +69,8 @@ std::shared_ptr<const data::Dataset> open_training_images(Context& context, data
   const auto& sources = context.options.get<std::vector<std::string>>("train.dataset_path");
   const auto joined = std::make_shared<data::Joined>();
   for (std::size_t i = 0; i < sources.size(); ++i) {
-    joined->add(sources.size() == 1 ? "" : std::to_string(i + 1), open_images(context, sources[i], /*labelled=*/false));
+    joined->add(sources.size() == 1 ? "" : std::to_string(i + 1),
+                open_images(context, sources[i], data::Labels::ignored));
   }
   loader.source_sizes = joined->sizes();
   comm::coordinate(context.world, [&] { data::Sampler(loader.source_sizes, loader.source_weights, 0); });  // its errors

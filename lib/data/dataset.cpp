@@ -1,7 +1,9 @@
 #include "data/dataset.hpp"
 
 #include <algorithm>
-#include <regex>
+#include <charconv>
+#include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -44,14 +46,23 @@ bool is_tar(const fs::path& file) {
   return file.extension() == ".tar";
 }
 
-/// "a-{08..11}.tar" -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; nothing when there are no such braces.
-std::vector<fs::path> expand_braces(const std::string& pattern) {
-  std::smatch match;
-  if (!std::regex_match(pattern, match, std::regex(R"((.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*))"))) return {};
+/// "a-{08..11}.tar" -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; nothing when there is no such range.
+std::vector<fs::path> expand_braces(std::string_view pattern) {
+  const std::size_t open = pattern.find('{'), dots = pattern.find("..", std::min(open, pattern.size())),
+                    close = pattern.find('}', std::min(dots, pattern.size()));
+  if (close == std::string_view::npos) return {};
+  const std::string_view first = pattern.substr(open + 1, dots - open - 1),
+                         last = pattern.substr(dots + 2, close - dots - 2);
+  std::int64_t begin = 0, end = 0;
+  const auto is_number = [](std::string_view text, std::int64_t& value) {
+    const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && rest == text.data() + text.size() && text.size() < 10 && value >= 0;
+  };
+  if (!is_number(first, begin) || !is_number(last, end)) return {};
   std::vector<fs::path> files;
-  const auto width = static_cast<std::size_t>(match.length(2));
-  for (std::int64_t number = std::stol(match[2]), last = std::stol(match[3]); number <= last; ++number) {
-    files.emplace_back(fmt::format("{}{:0{}}{}", match.str(1), number, width, match.str(4)));
+  for (std::int64_t number = begin; number <= end; ++number) {
+    files.emplace_back(
+        fmt::format("{}{:0{}}{}", pattern.substr(0, open), number, first.size(), pattern.substr(close + 1)));
   }
   return files;
 }
@@ -130,7 +141,8 @@ class Labelled final : public Dataset {
         problems.push_back({dataset->key(row), "It has no class."});
       }
     }
-    if (rows.empty()) refuse(source, "has no classes, which labelled images need");
+    if (rows.empty())
+      refuse(source, "has no classes, which are needed here (packed images have them with --pack.labelled=true)");
     if (std::ssize(rows) == dataset->size()) return dataset;
     return std::make_shared<const Labelled>(subset(std::move(dataset), std::move(rows)), std::move(problems));
   }
@@ -161,6 +173,20 @@ void check_classes(const Dataset& folder, const fs::path& source) {
   }
 }
 
+std::unique_ptr<Scanner> make_scanner(const Kind& kind, const fs::path& source) {
+  switch (kind.kind) {
+    case Kind::folder:
+      return scan_folder(source);
+    case Kind::packed:
+      return scan_packed(kind.files.front());
+    case Kind::tars:
+      return scan_tars(kind.files);
+    case Kind::list:
+      return scan_list(source);
+  }
+  throw std::logic_error("make_scanner: unknown kind of source");
+}
+
 std::string nothing_in(const Kind& kind) {
   switch (kind.kind) {
     case Kind::folder:
@@ -168,19 +194,16 @@ std::string nothing_in(const Kind& kind) {
     case Kind::tars:
       return fmt::format("holds no image ({}) in its tar files", image_extensions());
     default:
-      return "names no image";
+      return "holds no image";
   }
 }
 
 }  // namespace
 
-std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, bool labelled,
+std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, Labels labels,
                                             const Places& places) {
   const Kind kind = recognise(group, source);
-  if (kind.kind == Kind::packed) return open_packed(group, kind.files.front(), labelled);
-  const std::unique_ptr<Scanner> scanner = kind.kind == Kind::folder ? scan_folder(source)
-                                           : kind.kind == Kind::list ? scan_list(source)
-                                                                     : scan_tars(kind.files);
+  const std::unique_ptr<Scanner> scanner = make_scanner(kind, source);
   const auto index = open_index(group, source, *scanner, places);
   comm::coordinate(group, [&] {
     if (index->size() > 0) return;
@@ -189,8 +212,9 @@ std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs:
   });
   std::vector<std::string> containers = index->containers();
   if (!places.stage.empty() && !containers.empty()) containers = stage(group, containers, places);
-  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers, labelled);
-  if (!labelled) return images;
+  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers,
+                               labels != Labels::ignored);
+  if (labels != Labels::required) return images;
   return comm::coordinate(group, [&] {
     if (kind.kind == Kind::folder) check_classes(*images, source);
     return Labelled::of(std::move(images), source);

@@ -38,6 +38,13 @@ class Dataset {
   virtual std::vector<Rejected> problems() const { return {}; }
 };
 
+/// What is asked of the classes of a source.
+enum class Labels : std::uint8_t {
+  ignored,
+  required,    ///< images without a class are left out
+  where_known  ///< they stay, with label -1
+};
+
 /// Where things about sources are kept, and who is told of progress.
 struct Places {
   std::filesystem::path cache;  ///< folder of the indexes of sources, the same for all ranks; empty: none are kept
@@ -60,12 +67,12 @@ struct Places {
 /// - a list: .txt (a path a line), .csv or .tsv (path, then the class), .json or .jsonl (see scan_list()); paths are
 ///   relative to the list's folder.
 /// Classes are numbered by name, or by value where all are numbers; a file `labels.txt` (name first in each line) in
-/// the source's folder or the one above fixes their order. With `labelled`, images without a class are left out and
-/// are among the problems(); in a folder of images they are an error. Throws core::InputError naming the path when it
-/// is missing, unreadable, or holds no image, and when `labelled` is asked of a source without classes.
-/// Cost: open_index() (index.hpp); the work of scanning is shared out over ranks.
+/// the source's folder or the one above fixes their order. Where labels are required, images without a class
+/// are left out and are among the problems(); in a folder of images they are an error. Throws core::InputError naming
+/// the path when it is missing, unreadable, or holds no image, and when labels are required of a source without
+/// classes. Cost: open_index() (index.hpp); the work of scanning is shared out over ranks.
 std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const std::filesystem::path& source,
-                                            bool labelled, const Places& places = {});
+                                            Labels labels, const Places& places = {});
 
 /// The rows of a data set in the given order.
 std::shared_ptr<const Dataset> subset(std::shared_ptr<const Dataset> dataset, std::vector<std::int64_t> indices);

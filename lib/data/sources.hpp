@@ -26,6 +26,9 @@ std::unique_ptr<Scanner> scan_tars(std::vector<std::filesystem::path> shards);
 /// objects with such members, of pairs, or of strings.
 std::unique_ptr<Scanner> scan_list(const std::filesystem::path& list);
 bool is_list(const std::filesystem::path& file);
+/// `index`: that of packed images. Images whose place is none are problems. Throws core::StorageError naming the file
+/// that is damaged, core::InputError when it is not the index of packed images.
+std::unique_ptr<Scanner> scan_packed(const std::filesystem::path& index);
 
 /// The images of an index. `root`: the folder that keys of whole files are relative to; `containers`: where those of
 /// the index are read. An image whose bytes are not those that were indexed is broken.

@@ -25,9 +25,9 @@ std::vector<std::string> keys(const data::Dataset& dataset) {
 }
 
 /// Collective. What open_dataset() says about `source`.
-std::string open_error(const fs::path& source, bool labelled = false) {
+std::string open_error(const fs::path& source, data::Labels labels = data::Labels::ignored) {
   try {
-    data::open_dataset(testing::world(), source, labelled);
+    data::open_dataset(testing::world(), source, labels);
   } catch (const core::Error& error) {
     return error.what();
   }
@@ -54,7 +54,7 @@ TEST_CASE("a folder of images, labelled by top folder") {
     fs::create_directory_symlink(directory.path() / "elsewhere", root / "c");
     fs::create_directory_symlink(root, root / "a/loop");
   });
-  const auto dataset = data::open_dataset(testing::world(), root, true);
+  const auto dataset = data::open_dataset(testing::world(), root, data::Labels::required);
   CHECK(keys(*dataset) == std::vector<std::string>{"a-b/x.Png", "a/3.webp", "b/2.JPG", "b/deep/er/1.jpeg", "c/5.png"});
   CHECK(dataset->class_names() == std::vector<std::string>{"a", "a-b", "b", "c"});
   CHECK(dataset->label(0) == 1);
@@ -66,7 +66,7 @@ TEST_CASE("a folder of images, labelled by top folder") {
   CHECK(io::decode_image(sample.bytes).width == 8);
   CHECK(dataset->length(3) == static_cast<std::int64_t>(sample.bytes.size()));
 
-  const auto unlabelled = data::open_dataset(testing::world(), root, false);
+  const auto unlabelled = data::open_dataset(testing::world(), root, data::Labels::ignored);
   CHECK(unlabelled->label(3) == -1);
   CHECK(unlabelled->class_names().empty());
 
@@ -86,14 +86,14 @@ TEST_CASE("sources that cannot be used are named") {
   CHECK(contains(open_error(root / "missing"), (root / "missing").string() + " does not exist"));
   CHECK(contains(open_error(root / "empty"), (root / "empty").string() + " holds no image"));
   CHECK(contains(open_error(root / "file.dat"), "neither a folder, nor"));
-  CHECK(contains(open_error(root / "flat", true), "is in no class folder"));
+  CHECK(contains(open_error(root / "flat", data::Labels::required), "is in no class folder"));
   CHECK(open_error(root / "flat") == "");
 }
 
 TEST_CASE("a file that disappears is an input error naming it") {
   const testing::TemporaryDirectory directory;
   on_first_rank([&] { testing::write_pictures(directory.path(), 2); });
-  const auto dataset = data::open_dataset(testing::world(), directory.path(), false);
+  const auto dataset = data::open_dataset(testing::world(), directory.path(), data::Labels::ignored);
   on_first_rank([&] { fs::remove(directory.path() / "01.jpg"); });
   CHECK_THROWS_WITH_AS(dataset->get(1), doctest::Contains("01.jpg"), core::InputError);
 }

@@ -74,7 +74,8 @@ TEST_CASE("the demo set is what its truth says") {
   CHECK(std::distance(fs::directory_iterator(pool), {}) == static_cast<std::ptrdiff_t>(truth["pool"].size()));
 
   for (const char* part : {"curated", "train", "test"}) {
-    CHECK(data::open_dataset(testing::world(), directory.path() / part, true)->class_names().size() == 12);
+    CHECK(data::open_dataset(testing::world(), directory.path() / part, data::Labels::required)->class_names().size() ==
+          12);
   }
   for (const auto& image : fs::directory_iterator(directory.path() / "segmentation/val/images")) {
     const io::ImageInfo info = io::probe_image(testing::read_file(image.path()));

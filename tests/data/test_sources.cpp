@@ -1,13 +1,16 @@
-#include <cstdlib>
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <set>
+
+#include <fmt/format.h>
 
 #include "core/error.hpp"
 #include "data/dataset.hpp"
 #include "data/index.hpp"
 #include "data/joined.hpp"
 #include "data/sampler.hpp"
+#include "data/sources.hpp"
 #include "pictures.hpp"
 #include "testing.hpp"
 
@@ -52,18 +55,18 @@ using Texts = std::vector<std::string>;
 
 /// Collective. The shards copied into a folder of their own, opened.
 std::shared_ptr<const data::Dataset> open_tars(const testing::TemporaryDirectory& directory, const Texts& names,
-                                               bool labelled, const data::Places& places = {}) {
+                                               data::Labels labels, const data::Places& places = {}) {
   on_first_rank([&] {
     for (const std::string& name : names) fs::copy(tar(name), directory.path() / name);
   });
-  return data::open_dataset(testing::world(), directory.path(), labelled, places);
+  return data::open_dataset(testing::world(), directory.path(), labels, places);
 }
 
 }  // namespace
 
 TEST_CASE("WebDataset shards, in the order of their names") {
   const testing::TemporaryDirectory directory;
-  const auto labelled = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, true);
+  const auto labelled = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, data::Labels::required);
   CHECK(described(*labelled) ==
         Texts{"ustar-000.tar/a.png 3 5", "ustar-000.tar/b.png 10 6", "ustar-001.tar/../../up/c.png 0 7"});
   CHECK(labelled->class_names().size() == 11);  // classes that are numbers keep them
@@ -73,17 +76,18 @@ TEST_CASE("WebDataset shards, in the order of their names") {
   CHECK(labelled->problems()[1].key == "ustar-001.tar//root/d.v1.png");
 
   const auto unlabelled =
-      data::open_dataset(testing::world(), directory.path() / "ustar-{000..001}.tar", /*labelled=*/false);
+      data::open_dataset(testing::world(), directory.path() / "ustar-{000..001}.tar", data::Labels::ignored);
   CHECK(unlabelled->size() == 4);
   CHECK(unlabelled->label(0) == -1);
   CHECK(width_of(*unlabelled, 3) == 8);
-  CHECK_THROWS_WITH_AS(data::open_dataset(testing::world(), directory.path() / "ustar-{000..002}.tar", false),
-                       doctest::Contains("ustar-002.tar"), core::Error);
+  CHECK_THROWS_WITH_AS(
+      data::open_dataset(testing::world(), directory.path() / "ustar-{000..002}.tar", data::Labels::ignored),
+      doctest::Contains("ustar-002.tar"), core::Error);
 }
 
 TEST_CASE("long names of GNU and pax archives, and classes in JSON") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"gnu.tar", "pax.tar"}, true);
+  const auto dataset = open_tars(directory, {"gnu.tar", "pax.tar"}, data::Labels::required);
   std::string folder;
   for (int i = 0; i < 20; ++i) folder += "folder/";
   CHECK(described(*dataset) ==
@@ -95,7 +99,7 @@ TEST_CASE("long names of GNU and pax archives, and classes in JSON") {
 
 TEST_CASE("a tar a class, with members that are gzip files (ImageNet-22k)") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"n02.tar", "n01.tar"}, true);
+  const auto dataset = open_tars(directory, {"n02.tar", "n01.tar"}, data::Labels::required);
   CHECK(described(*dataset) ==
         Texts{"n01.tar/n01_1.png n01 14", "n02.tar/n02_1.png n02 12", "n02.tar/n02_2.png n02 13"});
 }
@@ -103,7 +107,7 @@ TEST_CASE("a tar a class, with members that are gzip files (ImageNet-22k)") {
 TEST_CASE("what precedes the damage of a tar is used, and the damage is listed") {
   for (const char* name : {"truncated.tar", "checksum.tar"}) {
     CAPTURE(name);
-    const auto dataset = data::open_dataset(testing::world(), tar(name), false);
+    const auto dataset = data::open_dataset(testing::world(), tar(name), data::Labels::ignored);
     CHECK(described(*dataset) == Texts{std::string(name) + "/a.png - 5"});
     REQUIRE(dataset->problems().size() == 1);
     CHECK(dataset->problems()[0].key == tar(name).string());
@@ -120,7 +124,7 @@ TEST_CASE("tars that cannot be used at all are named") {
   });
   const auto error = [&](const char* name) {
     try {
-      data::open_dataset(testing::world(), directory.path() / name, false);
+      data::open_dataset(testing::world(), directory.path() / name, data::Labels::ignored);
     } catch (const core::Error& failure) {
       return std::string(failure.what());
     }
@@ -138,7 +142,7 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
   const data::Places places{cache.path(), {}, [&](std::int64_t) { ++scans; }};
   const auto shards = [&] {
     scans = 0;
-    const auto dataset = data::open_dataset(testing::world(), directory.path(), false, places);
+    const auto dataset = data::open_dataset(testing::world(), directory.path(), data::Labels::ignored, places);
     return std::pair(dataset->size(), testing::world().sum(std::int64_t{scans}));
   };
   using Result = std::pair<std::int64_t, std::int64_t>;
@@ -175,8 +179,9 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
 TEST_CASE("an index read from its file equals the one in memory") {
   const testing::TemporaryDirectory directory;
   const testing::TemporaryDirectory cache;
-  const auto memory = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, true);
-  const auto mapped = data::open_dataset(testing::world(), directory.path(), true, {cache.path(), {}, {}});
+  const auto memory = open_tars(directory, {"ustar-000.tar", "ustar-001.tar"}, data::Labels::required);
+  const auto mapped =
+      data::open_dataset(testing::world(), directory.path(), data::Labels::required, {cache.path(), {}, {}});
   CHECK(described(*memory) == described(*mapped));
   CHECK(memory->problems().size() == mapped->problems().size());
   CHECK(memory->length(1) == mapped->length(1));
@@ -184,7 +189,7 @@ TEST_CASE("an index read from its file equals the one in memory") {
 
 TEST_CASE("bytes that changed after indexing are an error naming the image") {
   const testing::TemporaryDirectory directory;
-  const auto dataset = open_tars(directory, {"n01.tar"}, false);
+  const auto dataset = open_tars(directory, {"n01.tar"}, data::Labels::ignored);
   on_first_rank([&] {
     std::fstream file(directory.path() / "n01.tar", std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(512 + 30);
@@ -200,7 +205,7 @@ TEST_CASE("shards are staged once on the node's own disk and read there") {
   const testing::TemporaryDirectory directory;
   const testing::TemporaryDirectory stage;
   const data::Places places{{}, stage.path() / "staged", {}};
-  const auto dataset = open_tars(directory, {"ustar-000.tar", "n01.tar"}, false, places);
+  const auto dataset = open_tars(directory, {"ustar-000.tar", "n01.tar"}, data::Labels::ignored, places);
   on_first_rank([&] {
     for (const auto& entry : fs::directory_iterator(directory.path())) fs::resize_file(entry, 0);
   });
@@ -223,22 +228,22 @@ TEST_CASE("lists of images with classes") {
     write_text(root / "lines.jsonl", "{\"image\": \"3\", \"label\": \"dog\"}\n{broken\n");
     write_text(root / "broken.json", "[1,");
   });
-  const auto open = [&](const char* name, bool labelled) {
-    return data::open_dataset(testing::world(), root / name, labelled);
+  const auto open = [&](const char* name, data::Labels labels) {
+    return data::open_dataset(testing::world(), root / name, labels);
   };
-  CHECK(described(*open("list.txt", false)) == Texts{"3 - 4", "x/1.png - 4"});
-  const auto csv = open("plain.csv", true);
+  CHECK(described(*open("list.txt", data::Labels::ignored)) == Texts{"3 - 4", "x/1.png - 4"});
+  const auto csv = open("plain.csv", data::Labels::required);
   CHECK(described(*csv) == Texts{"x/1.png cat 4", "x/2,b.png dog 4"});
   CHECK(csv->problems().size() == 3);
-  CHECK(open("plain.csv", false)->size() == 3);
-  CHECK(described(*open("named.csv", true)) == Texts{"3 2 4", "x/1.png 7 4"});
-  CHECK(described(*open("pairs.json", true)) == Texts{"x/1.png 4 4"});
-  CHECK(open("pairs.json", true)->problems().size() == 2);
-  CHECK(described(*open("objects.json", true)) == Texts{"x/1.png cat 4"});
-  CHECK(open("objects.json", false)->size() == 2);
-  CHECK(described(*open("lines.jsonl", true)) == Texts{"3 dog 4"});
-  CHECK_THROWS_WITH_AS(open("list.txt", true), doctest::Contains("has no classes"), core::Error);
-  CHECK_THROWS_WITH_AS(open("broken.json", false), doctest::Contains("broken.json"), core::Error);
+  CHECK(open("plain.csv", data::Labels::ignored)->size() == 3);
+  CHECK(described(*open("named.csv", data::Labels::required)) == Texts{"3 2 4", "x/1.png 7 4"});
+  CHECK(described(*open("pairs.json", data::Labels::required)) == Texts{"x/1.png 4 4"});
+  CHECK(open("pairs.json", data::Labels::required)->problems().size() == 2);
+  CHECK(described(*open("objects.json", data::Labels::required)) == Texts{"x/1.png cat 4"});
+  CHECK(open("objects.json", data::Labels::ignored)->size() == 2);
+  CHECK(described(*open("lines.jsonl", data::Labels::required)) == Texts{"3 dog 4"});
+  CHECK_THROWS_WITH_AS(open("list.txt", data::Labels::required), doctest::Contains("has no classes"), core::Error);
+  CHECK_THROWS_WITH_AS(open("broken.json", data::Labels::ignored), doctest::Contains("broken.json"), core::Error);
 }
 
 TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
@@ -249,8 +254,8 @@ TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
     testing::write_pictures(directory.path() / "val/n1", 1);
     write_text(directory.path() / "labels.txt", "n2,ray\nn1,tench\n");
   });
-  const auto train = data::open_dataset(testing::world(), directory.path() / "train", true);
-  const auto val = data::open_dataset(testing::world(), directory.path() / "val", true);
+  const auto train = data::open_dataset(testing::world(), directory.path() / "train", data::Labels::required);
+  const auto val = data::open_dataset(testing::world(), directory.path() / "val", data::Labels::required);
   CHECK(train->class_names() == Texts{"n2", "n1"});
   CHECK(val->class_names() == train->class_names());
   CHECK(val->label(0) == 1);
@@ -264,8 +269,8 @@ TEST_CASE("joined sets keep their keys apart and share their classes") {
     }
   });
   data::Joined joined;
-  joined.add("one", data::open_dataset(testing::world(), directory.path() / "a", true));
-  joined.add("", data::open_dataset(testing::world(), directory.path() / "b", true));
+  joined.add("one", data::open_dataset(testing::world(), directory.path() / "a", data::Labels::required));
+  joined.add("", data::open_dataset(testing::world(), directory.path() / "b", data::Labels::required));
   CHECK(described(joined) ==
         Texts{"one/cat/00.jpg cat 24", "one/dog/00.jpg dog 24", "cow/00.jpg cow 24", "dog/00.jpg dog 24"});
   CHECK(joined.label(1) == joined.label(3));
@@ -319,6 +324,78 @@ TEST_CASE("sampler: weights that cannot be are refused") {
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1}, 3), core::UsageError);
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1, 0}, 3), core::UsageError);
   CHECK_THROWS_AS(data::Sampler({5, 2}, {1, 1e-6}, 3), core::UsageError);
+}
+
+namespace {
+
+/// The bytes with a few random changes: flipped bits, a part overwritten by another, zeros, a cut.
+std::vector<std::byte> mutated(std::vector<std::byte> bytes, std::uint64_t seed) {
+  core::Random random(seed, core::Purpose::demo, 0);
+  const auto place = [&] { return random.below(std::ssize(bytes)); };
+  for (std::int64_t change = 1 + random.below(4); change > 0 && !bytes.empty(); --change) {
+    const std::int64_t at = place(), length = std::min(1 + random.below(600), std::ssize(bytes) - at);
+    switch (random.below(4)) {
+      case 0:
+        bytes[static_cast<std::size_t>(at)] ^= static_cast<std::byte>(1 << random.below(8));
+        break;
+      case 1:
+        std::copy_n(bytes.begin() + std::min(place(), std::ssize(bytes) - length), length, bytes.begin() + at);
+        break;
+      case 2:
+        std::fill_n(bytes.begin() + at, length, std::byte{0});
+        break;
+      default:
+        if (random.below(4) == 0) bytes.resize(static_cast<std::size_t>(at));
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("mutated tars and lists are read, or refused in a sentence") {
+  const testing::TemporaryDirectory directory;
+  const fs::path file = directory.path() / fmt::format("mutated-{}", testing::world().rank());
+  const auto as_bytes = [](std::string_view text) {
+    const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+    return std::vector<std::byte>(begin, begin + text.size());
+  };
+  std::map<std::string, std::vector<std::byte>> seeds = {
+      {"csv", as_bytes("path,label\n\"x, \"\"1\"\".png\",cat\nb.png,7\n")},
+      {"json", as_bytes(R"({"images": [{"file_name": "x.png", "label": 3}, ["y.png", "dog"], "z.png"]})")},
+      {"jsonl", as_bytes("{\"path\": \"x.png\"}\n[\"y.png\", 3]\n")}};
+  for (const char* name : {"ustar-000", "gnu", "pax", "n02"}) {
+    seeds[std::string(name) + ".tar"] = testing::read_file(tar(std::string(name) + ".tar"));
+  }
+  int read = 0, refused = 0;
+  for (const auto& [name, bytes] : seeds) {
+    const bool is_tar = name.ends_with(".tar");
+    const fs::path mutant = file.string() + (is_tar ? ".tar" : "." + name);
+    for (std::uint64_t seed = 0; seed < 300; ++seed) {
+      CAPTURE(name);
+      CAPTURE(seed);
+      testing::write_file(mutant, mutated(bytes, seed));
+      data::IndexRows rows;
+      try {
+        const auto scanner = is_tar ? data::scan_tars({mutant}) : data::scan_list(mutant);
+        const Texts units = scanner->units(1, rows);
+        scanner->scan(units.at(0), 0, rows);
+        rows.sort();
+        rows.number_classes({});
+        const auto images = data::indexed_images(std::make_shared<const data::Index>(rows), directory.path(),
+                                                 rows.containers, /*labelled=*/true);
+        ++read;
+        for (std::int64_t row = 0; row < images->size(); ++row) {
+          CHECK(images->label(row) < std::ssize(images->class_names()));
+          if (is_tar) CHECK(std::ssize(images->get(row).bytes) == images->length(row));
+        }
+      } catch (const core::InputError&) {
+        ++refused;
+      }
+    }
+  }
+  CHECK(read > 500);
+  CHECK(refused > 50);
 }
 
 }  // namespace allosaur

@@ -85,7 +85,7 @@ train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::pat
   comm::StopSignal stop;
   comm::Watchdog watchdog(testing::log(), group, std::chrono::seconds(0));
   train::LoopContext context{group, group, testing::log(), nullptr, stop, watchdog, run};
-  return train::pretrain(context, config, data::open_dataset(group, images, false));
+  return train::pretrain(context, config, data::open_dataset(group, images, data::Labels::ignored));
 }
 
 train::LoopResult pretrain(comm::Communicator& group, const std::filesystem::path& images,
@@ -286,7 +286,8 @@ TEST_CASE("deep grey images and images of five channels are learned from, and de
           model::fingerprint(*model::load_backbone(run("run") / "checkpoints" / "0000000")));
     const features::ExtractConfig extract{
         .pixels = data::read_pixel_config(options), .resize = 16, .crop = 16, .average_patches = true};
-    const auto features = features::extract(world, *backbone, *data::open_dataset(world, images, false), extract, {});
+    const auto features =
+        features::extract(world, *backbone, *data::open_dataset(world, images, data::Labels::ignored), extract, {});
     CHECK(features.patch_mean.isfinite().all().item<bool>());
     CHECK(std::ranges::all_of(features.valid, [](bool valid) { return valid; }));
 
