@@ -123,7 +123,7 @@ Kind recognise(comm::Communicator& group, const fs::path& source) {
   });
   Kind kind{static_cast<decltype(Kind::kind)>(text[0]), {}};
   for (std::size_t begin = 1; begin < text.size(); begin = text.find('\0', begin) + 1) {
-    kind.files.emplace_back(text.c_str() + begin);
+    kind.files.push_back(fs::absolute(text.c_str() + begin));
   }
   return kind;
 }
@@ -203,8 +203,11 @@ std::string nothing_in(const Kind& kind) {
 std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs::path& source, Labels labels,
                                             const Places& places) {
   const Kind kind = recognise(group, source);
-  const std::unique_ptr<Scanner> scanner = make_scanner(kind, source);
-  const auto index = open_index(group, source, *scanner, places);
+  // An index outlives this process and its working folder.
+  fs::path home = fs::absolute(source);
+  if (!home.has_filename()) home = home.parent_path();  // a/b/
+  const std::unique_ptr<Scanner> scanner = make_scanner(kind, home);
+  const auto index = open_index(group, home, *scanner, places);
   comm::coordinate(group, [&] {
     if (index->size() > 0) return;
     throw core::InputError(fmt::format("The image source {} {}.{}", source.string(), nothing_in(kind),
@@ -212,8 +215,8 @@ std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs:
   });
   std::vector<std::string> containers = index->containers();
   if (!places.stage.empty() && !containers.empty()) containers = stage(group, containers, places);
-  auto images = indexed_images(index, kind.kind == Kind::list ? source.parent_path() : source, containers,
-                               labels != Labels::ignored);
+  auto images =
+      indexed_images(index, kind.kind == Kind::list ? home.parent_path() : home, containers, labels != Labels::ignored);
   if (labels != Labels::required) return images;
   return comm::coordinate(group, [&] {
     if (kind.kind == Kind::folder) check_classes(*images, source);

@@ -63,7 +63,8 @@ struct Places {
 /// - one tar file, a pattern `shard-{000..127}.tar`, or a folder that holds tar files and no images beside them:
 /// WebDataset shards, whose samples
 ///   are neighbouring members that share a name up to the first dot; the class is in `.cls`, `.json` (cls, label or
-///   class) or `.txt`. Where no sample has such a member, the class is the tar's name (ImageNet-22k: a tar a class).
+///   class) or `.txt`. Where no sample has such a member, the class is the top folder in the
+///   tar, or the tar's name for members in none (ImageNet-22k: a tar a class).
 /// - a list: .txt (a path a line), .csv or .tsv (path, then the class), .json or .jsonl (see scan_list()); paths are
 ///   relative to the list's folder.
 /// Classes are numbered by name, or by value where all are numbers; a file `labels.txt` (name first in each line) in

@@ -120,7 +120,7 @@ std::string image_extensions() {
 }
 
 std::vector<std::string> read_class_order(const fs::path& folder) {
-  for (const fs::path& place : {folder, fs::absolute(folder).lexically_normal().parent_path()}) {
+  for (const fs::path& place : {folder, folder.parent_path()}) {
     std::vector<std::string> names;
     std::ifstream file(place / "labels.txt");
     for (std::string line; std::getline(file, line);) {

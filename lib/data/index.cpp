@@ -480,7 +480,7 @@ IndexRows::Part Index::part(std::int64_t row) const {
 std::shared_ptr<const Index> open_index(comm::Communicator& group, const fs::path& source, Scanner& scanner,
                                         const Places& places) {
   const auto name = [&] {
-    const std::string path = fs::absolute(source).lexically_normal().string();
+    const std::string& path = source.native();
     return places.cache / fmt::format("{}-{}.h5", source.stem().string(),
                                       core::hash_hex(core::hash_bytes(std::as_bytes(std::span(path)))));
   };

@@ -133,9 +133,9 @@ class Scanner {
   virtual bool expensive() const = 0;
 };
 
-/// Collective. The index of `source`: kept under `places.cache` and used again while its stamps hold, else scanned,
-/// units shared out over ranks. Small cheap ones are not kept. Cost a rank: one gather of the rows to rank 0, and one
-/// broadcast of them where the index is not kept.
+/// Collective. The index of `source` (an absolute path): kept under `places.cache` and used again while its stamps
+/// hold, else scanned, units shared out over ranks. Small cheap ones are not kept. Cost a rank: one gather of the rows
+/// to rank 0, and one broadcast of them where the index is not kept.
 std::shared_ptr<const Index> open_index(comm::Communicator& group, const std::filesystem::path& source,
                                         Scanner& scanner, const Places& places);
 

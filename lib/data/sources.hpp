@@ -6,7 +6,7 @@
 
 #include "data/index.hpp"
 
-/// The kinds of sources that are scanned into an index; open_dataset() chooses.
+/// The kinds of sources that are scanned into an index; open_dataset() chooses. All paths are absolute.
 namespace allosaur::data {
 
 /// Whether a path ends like an image file, in upper or lower case.

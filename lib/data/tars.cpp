@@ -62,6 +62,13 @@ std::string class_in(std::string_view extension, std::string_view text) {
   return extension == "json" ? class_in_json(text) : std::string();
 }
 
+/// The class of a member of a tar without labels: its top folder, else the tar's name.
+std::string folder_class(std::string_view member, const fs::path& shard) {
+  while (member.starts_with("./")) member.remove_prefix(2);
+  const std::size_t slash = member.find('/');
+  return slash == std::string_view::npos || slash == 0 ? shard.stem().string() : std::string(member.substr(0, slash));
+}
+
 class TarScanner final : public Scanner {
  public:
   explicit TarScanner(std::vector<fs::path> shards) : shards_(std::move(shards)) {}
@@ -118,11 +125,10 @@ class TarScanner final : public Scanner {
     finish();
     const bool captions = are_captions(samples);
     for (const Sample& image : samples) {
-      rows.add(prefix + image.member,
-               captions  ? std::string()
-               : classes ? image.class_name
-                         : shard.stem().string(),
-               image.part);
+      const std::string class_name = captions  ? std::string()
+                                     : classes ? image.class_name
+                                               : folder_class(image.member, shard);
+      rows.add(prefix + image.member, class_name, image.part);
     }
   }
 

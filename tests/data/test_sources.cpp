@@ -104,6 +104,12 @@ TEST_CASE("a tar a class, with members that are gzip files (ImageNet-22k)") {
         Texts{"n01.tar/n01_1.png n01 14", "n02.tar/n02_1.png n02 12", "n02.tar/n02_2.png n02 13"});
 }
 
+TEST_CASE("a tar of class folders") {
+  const auto dataset = data::open_dataset(testing::world(), tar("folders.tar"), data::Labels::required);
+  CHECK(described(*dataset) ==
+        Texts{"folders.tar/./cat/1.png cat 15", "folders.tar/dog/deep/2.png dog 16", "folders.tar/3.png folders 17"});
+}
+
 TEST_CASE("what precedes the damage of a tar is used, and the damage is listed") {
   for (const char* name : {"truncated.tar", "checksum.tar"}) {
     CAPTURE(name);
@@ -244,6 +250,30 @@ TEST_CASE("lists of images with classes") {
   CHECK(described(*open("lines.jsonl", data::Labels::required)) == Texts{"3 dog 4"});
   CHECK_THROWS_WITH_AS(open("list.txt", data::Labels::required), doctest::Contains("has no classes"), core::Error);
   CHECK_THROWS_WITH_AS(open("broken.json", data::Labels::ignored), doctest::Contains("broken.json"), core::Error);
+}
+
+TEST_CASE("a source may be named from the working folder") {
+  const testing::TemporaryDirectory directory;
+  const testing::TemporaryDirectory cache;
+  on_first_rank([&] {
+    fs::copy(tar("n01.tar"), directory.path() / "n01.tar");
+    testing::write_pictures(directory.path() / "images/cat", 1);
+    write_text(directory.path() / "list.csv", "images/cat/00.jpg,cat\n");
+  });
+  const fs::path before = fs::current_path();
+  fs::current_path(directory.path());
+  for (const char* source : {"n01.tar", "images", "images/", "list.csv", "n0{1..1}.tar", "."}) {
+    CAPTURE(source);
+    const auto open = [&] {
+      return data::open_dataset(testing::world(), source, data::Labels::required, {cache.path(), {}, {}});
+    };
+    const auto dataset = open();
+    REQUIRE(dataset->size() == 1);
+    fs::current_path("/");  // what was opened stays readable
+    CHECK(width_of(*dataset, 0) > 0);
+    fs::current_path(directory.path());
+  }
+  fs::current_path(before);
 }
 
 TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {

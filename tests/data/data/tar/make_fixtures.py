@@ -41,6 +41,7 @@ write("gnu.tar", [(long + ".png", png(9, 5)), (long + ".json", b'{"label": "tenc
 write("pax.tar", [(long + "-\u00e9.png", png(10, 6)), (long + "-\u00e9.json", b'{"cls": "ray", "caption": "x"}'),
                   ("f.png", png(11, 7)), ("f.json", b"{broken")], tarfile.PAX_FORMAT)
 write("n02.tar", [("n02_1.png", png(12, 8)), ("n02_2.png", gzip.compress(png(13, 9), mtime=0))], tarfile.GNU_FORMAT)
+write("folders.tar", [("./cat/1.png", png(15, 11)), ("dog/deep/2.png", png(16, 12)), ("3.png", png(17, 13))], tarfile.GNU_FORMAT)
 write("n01.tar", [("n01_1.png", png(14, 10))], tarfile.GNU_FORMAT)
 
 whole = (here / "ustar-000.tar").read_bytes()
