@@ -146,7 +146,7 @@ void RejectedList::add(const std::string& key, const std::string& reason) {
   const json record{{"key", key}, {"reason", reason}};
   impl_->lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << std::endl;
   if (!impl_->lines) throw core::StorageError(fmt::format("Cannot write {}.", impl_->file.string()));
-  impl_->added.push_back(core::hash_bytes(std::as_bytes(std::span(key))));
+  impl_->added.push_back(core::hash_text(key));
 }
 
 void RejectedList::add_problems(const data::Dataset& dataset) {

@@ -27,15 +27,6 @@ constexpr std::int64_t kSampleImages = 2048;                  // of the pool, to
 constexpr std::int64_t kBlock = 1024;                         // images of a rank between two looks at the stop signal
 constexpr const char* kDescriptorName = "thumbnail views 1";  // changes with what is computed
 
-struct Rows {
-  std::int64_t first, count;
-};
-
-Rows rows_of(const comm::Communicator& world, std::int64_t total) {
-  const std::int64_t first = total * world.rank() / world.size();
-  return {first, total * (world.rank() + 1) / world.size() - first};
-}
-
 /// Collective. The array at `index` if it was written for `identity`; nothing if there is none, or it is another's.
 std::optional<io::ShardedReader> find_features(comm::Communicator& world, const fs::path& index,
                                                const std::string& identity) {
@@ -48,12 +39,12 @@ std::optional<io::ShardedReader> find_features(comm::Communicator& world, const 
 }
 
 /// Collective. Spread evenly over the pool; of these, the rows this rank holds.
-std::vector<std::int64_t> sample_rows(const Rows& rows, std::int64_t pool) {
+std::vector<std::int64_t> sample_rows(const comm::Range& rows, std::int64_t pool) {
   const std::int64_t count = std::min(pool, kSampleImages);
   std::vector<std::int64_t> sample;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t row = i * pool / count;
-    if (row >= rows.first && row < rows.first + rows.count) sample.push_back(row);
+    if (row >= rows.first && row < rows.last) sample.push_back(row);
   }
   return sample;
 }
@@ -83,11 +74,11 @@ curation::Calibration calibration_from(const std::string& text) {
 }  // namespace
 
 std::string identify(comm::Communicator& world, const data::Dataset& dataset) {
-  const Rows rows = rows_of(world, dataset.size());
+  const comm::Range rows = world.share(dataset.size());
   std::uint64_t sum = 0;  // of hashes, which does not depend on how rows are split over ranks
-  for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row) {
+  for (std::int64_t row = rows.first; row < rows.last; ++row) {
     const std::string key = dataset.key(row);
-    sum += core::hash_bytes(std::as_bytes(std::span(key)), static_cast<std::uint64_t>(row));
+    sum += core::hash_text(key, static_cast<std::uint64_t>(row));
   }
   world.all_reduce(std::span(&sum, 1), comm::ReduceOp::sum);
   return core::hash_hex(sum);
@@ -96,14 +87,14 @@ std::string identify(comm::Communicator& world, const data::Dataset& dataset) {
 std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
                                                    const std::array<int, 2>& range16, const fs::path& directory) {
   comm::Communicator& world = context.world;
-  const Rows rows = rows_of(world, sources.size());
+  const comm::Range rows = world.share(sources.size());
   const fs::path index = directory / "features" / "copy.h5";
   const std::string identity = std::string(kDescriptorName) + " " + identify(world, sources);
   if (const auto earlier = find_features(world, index, identity)) {
     context.log.info("copy descriptors: read from {}", index.string());
     return comm::coordinate(world, [&] {
-      return CopyFeatures{earlier->read("views", rows.first, rows.count),
-                          earlier->read("pixels", rows.first, rows.count),
+      return CopyFeatures{earlier->read("views", rows.first, rows.size()),
+                          earlier->read("pixels", rows.first, rows.size()),
                           calibration_from(earlier->text_attribute("calibration"))};
     });
   }
@@ -130,9 +121,9 @@ std::optional<CopyFeatures> training_free_features(Context& context, const data:
   RejectedList rejected(context, directory);
   std::vector<curation::CopyViews> blocks;
   core::Progress bar(context.log, "copy descriptors", sources.size(), "images");
-  const std::int64_t most_rows = world.max(rows.count);
+  const std::int64_t most_rows = world.max(rows.size());
   for (std::int64_t begin = 0; begin < most_rows; begin += kBlock) {
-    const std::int64_t from = std::min(begin, rows.count), count = std::min(kBlock, rows.count - from);
+    const std::int64_t from = std::min(begin, rows.size()), count = std::min(kBlock, rows.size() - from);
     blocks.push_back(comm::coordinate(world, [&] {
       return curation::describe_images(
           descriptor, sources, rows.first + from, count, range16, context.threads,
@@ -145,7 +136,7 @@ std::optional<CopyFeatures> training_free_features(Context& context, const data:
     if (done_and_stop[1] > 0) return {};
   }
   bar.finish();
-  rejected.judge(rows.count, context.options.number("run.max_rejected"));
+  rejected.judge(rows.size(), context.options.number("run.max_rejected"));
 
   std::vector<at::Tensor> views, pixels;
   for (curation::CopyViews& block : blocks) {
@@ -175,16 +166,16 @@ SimilarityFeatures backbone_features(Context& context, model::VisionTransformer&
                                      const features::ExtractConfig& config, const fs::path& directory,
                                      const std::string& name) {
   comm::Communicator& world = context.world;
-  const Rows rows = rows_of(world, sources.size());
+  const comm::Range rows = world.share(sources.size());
   const fs::path index = directory / "features" / (name + ".h5");
   const std::string identity =
       fmt::format("{} {}/{} {}", model::fingerprint(backbone), config.resize, config.crop, identify(world, sources));
   if (const auto earlier = find_features(world, index, identity)) {
     context.log.info("{} features: read from {}", name, index.string());
-    return {comm::coordinate(world, [&] { return earlier->read("rows", rows.first, rows.count); }), rows.first};
+    return {comm::coordinate(world, [&] { return earlier->read("rows", rows.first, rows.size()); }), rows.first};
   }
   RejectedList rejected(context, directory);
-  core::Progress bar(context.log, name + " features", rows.count, "images a rank");
+  core::Progress bar(context.log, name + " features", rows.size(), "images a rank");
   const features::Features extracted = features::extract(
       world, backbone, sources, config,
       [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); },
@@ -193,7 +184,7 @@ SimilarityFeatures backbone_features(Context& context, model::VisionTransformer&
         bar.update(done);
       });
   bar.finish();
-  rejected.judge(rows.count, context.options.number("run.max_rejected"));
+  rejected.judge(rows.size(), context.options.number("run.max_rejected"));
   const at::Tensor tokens = extracted.cls.select(1, 0);
   SimilarityFeatures result{tokens / tokens.norm(2, {1}, true).clamp_min(std::numeric_limits<float>::min()),
                             rows.first};

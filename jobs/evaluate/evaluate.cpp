@@ -35,7 +35,7 @@ std::string hash_images(const data::Dataset& dataset) {
   std::uint64_t hash = 0;
   for (std::int64_t i = 0; i < dataset.size(); ++i) {
     const std::string image = fmt::format("{}\t{}\n", dataset.key(i), dataset.label(i));
-    hash = core::hash_bytes(std::as_bytes(std::span(image)), hash);
+    hash = core::hash_text(image, hash);
   }
   return core::hash_hex(hash);
 }

@@ -19,11 +19,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The rows of a contiguous, nearly equal share of [0, total).
+/// The rows of this rank's share of [0, total).
 std::vector<std::int64_t> share_of(const comm::Communicator& world, std::int64_t total) {
-  const std::int64_t first = total * world.rank() / world.size(), last = total * (world.rank() + 1) / world.size();
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(last - first));
-  std::iota(rows.begin(), rows.end(), first);
+  const comm::Range mine = world.share(total);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(mine.size()));
+  std::iota(rows.begin(), rows.end(), mine.first);
   return rows;
 }
 

@@ -27,6 +27,17 @@ std::int64_t total(std::span<const std::int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
+/// A string as the pieces of these lengths that it was joined from.
+std::vector<std::string> cut(const std::string& all, std::span<const std::int64_t> lengths) {
+  std::vector<std::string> pieces;
+  std::size_t begin = 0;
+  for (const std::int64_t length : lengths) {
+    pieces.push_back(all.substr(begin, static_cast<std::size_t>(length)));
+    begin += static_cast<std::size_t>(length);
+  }
+  return pieces;
+}
+
 bool comparing_collectives() {
   if (const char* wish = std::getenv("ALLOSAUR_CHECK_COLLECTIVES")) return std::string_view(wish) == "1";
 #ifdef ALLOSAUR_CHECK_COLLECTIVES
@@ -74,7 +85,7 @@ void Communicator::enter(const char* name, std::int64_t bytes_sent, DType dtype,
 }
 
 void Communicator::compare(const std::string& entered) {
-  const auto hash = static_cast<std::int64_t>(core::hash_bytes(std::as_bytes(std::span(entered))) >> 2);
+  const auto hash = static_cast<std::int64_t>(core::hash_text(entered) >> 2);
   std::array<std::int64_t, 2> extremes{hash, -hash};
   do_all_reduce(std::span(extremes), ReduceOp::max).wait();
   if (extremes[0] == -extremes[1]) return;
@@ -204,13 +215,24 @@ std::vector<std::string> Communicator::gather_all(const std::string& text) {
   const auto lengths = gather_all(static_cast<std::int64_t>(text.size()));
   std::string all(static_cast<std::size_t>(total(lengths)), '\0');
   host().all_gather_counts(std::span(text), std::span(all), lengths);
-  std::vector<std::string> texts;
-  std::size_t begin = 0;
-  for (const auto length : lengths) {
-    texts.push_back(all.substr(begin, static_cast<std::size_t>(length)));
-    begin += static_cast<std::size_t>(length);
-  }
-  return texts;
+  return cut(all, lengths);
+}
+
+std::vector<std::string> Communicator::gather(const std::string& text) {
+  const auto lengths = gather_all(static_cast<std::int64_t>(text.size()));
+  std::vector<std::int64_t> sent(lengths.size()), received(lengths.size());
+  sent[0] = std::ssize(text);
+  if (rank_ == 0) received = lengths;
+  std::string all(static_cast<std::size_t>(total(received)), '\0');
+  host().all_to_all(std::span(text), sent, std::span(all), received);
+  return rank_ == 0 ? cut(all, lengths) : std::vector<std::string>();
+}
+
+std::vector<std::int64_t> Communicator::swap(std::span<const std::int64_t> values) {
+  const std::vector<std::int64_t> one_each(values.size(), 1);
+  std::vector<std::int64_t> received(values.size());
+  host().all_to_all(values, one_each, std::span(received), one_each);
+  return received;
 }
 
 }  // namespace allosaur::comm

@@ -46,6 +46,12 @@ struct Traffic {
   std::int64_t bytes_sent = 0;
 };
 
+/// Some of the numbers [0, total): first, ..., last - 1.
+struct Range {
+  std::int64_t first = 0, last = 0;
+  std::int64_t size() const noexcept { return last - first; }
+};
+
 /// An exception that every rank of a group has thrown, each its own, knowing of the others (see coordinate()).
 struct AgreedFailure {
   std::exception_ptr error;  ///< this rank's
@@ -64,6 +70,8 @@ class Communicator {
 
   int rank() const noexcept { return rank_; }
   int size() const noexcept { return size_; }
+  /// This rank's part of [0, total), when the ranks take contiguous, nearly equal parts in their order.
+  Range share(std::int64_t total) const noexcept { return {total * rank_ / size_, total * (rank_ + 1) / size_}; }
   /// MPI: false, buffers in host memory. NCCL: true, CUDA memory, ordered by the current stream.
   virtual bool on_device() const noexcept = 0;
 
@@ -99,6 +107,9 @@ class Communicator {
   std::vector<std::int64_t> gather_all(std::int64_t value);  ///< one value a rank, on every rank
   std::string broadcast(std::string text, int root);
   std::vector<std::string> gather_all(const std::string& text);  ///< one string a rank, on every rank
+  std::vector<std::string> gather(const std::string& text);      ///< one string a rank on rank 0, none elsewhere
+  /// Value r goes to rank r; gives what every rank has for this one. For the counts of an all_to_all.
+  std::vector<std::int64_t> swap(std::span<const std::int64_t> values);
 
   /// Collective. A new group of the ranks with the same `color`, ordered by `key`.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;

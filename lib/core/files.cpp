@@ -83,18 +83,22 @@ std::string read_text(const fs::path& file) {
 }
 
 void write_atomically(const fs::path& file, std::string_view text) {
-  fs::path temporary = file;
-  temporary += ".tmp";
-  Descriptor descriptor(temporary, O_WRONLY | O_CREAT | O_TRUNC);
+  const TemporaryFile temporary(file.string() + ".tmp");
+  Descriptor descriptor(temporary.path(), O_WRONLY | O_CREAT | O_TRUNC);
   descriptor.write(text);
   descriptor.sync();
   descriptor.close();
-  rename_durably(temporary, file);
+  rename_durably(temporary.path(), file);
 }
 
 void publish_file(const fs::path& from, const fs::path& to) {
   Descriptor(from, O_RDONLY).sync();
   rename_durably(from, to);
+}
+
+TemporaryFile::~TemporaryFile() {
+  std::error_code ignored;
+  fs::remove(path_, ignored);
 }
 
 void make_directory(const fs::path& directory) {
@@ -105,6 +109,10 @@ void make_directory(const fs::path& directory) {
 
 std::uint64_t hash_bytes(std::span<const std::byte> bytes, std::uint64_t seed) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
+}
+
+std::uint64_t hash_text(std::string_view text, std::uint64_t seed) {
+  return hash_bytes(std::as_bytes(std::span(text)), seed);
 }
 
 std::string hash_hex(std::uint64_t hash) {

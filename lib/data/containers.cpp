@@ -23,20 +23,6 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kOpenFiles = 256;  // well below the usual limit of 1024 a process
 
-/// Reads up to bytes.size() bytes; gives how many there were.
-std::size_t read_at(int descriptor, std::span<std::byte> bytes, std::int64_t begin) {
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = ::pread(descriptor, bytes.data() + done, bytes.size() - done,
-                                  static_cast<off_t>(begin) + static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw std::system_error(errno, std::generic_category());
-    if (count == 0) break;
-    done += static_cast<std::size_t>(count);
-  }
-  return done;
-}
-
 /// Host and folder, which name a disk; and the number of this rank among those that share it.
 struct Neighbours {
   int rank = 0, count = 0;
@@ -63,37 +49,57 @@ bool same_size_and_time(const fs::path& a, const fs::path& b) {
 /// Two sources may hold files of one name, so the folder is part of it.
 fs::path staged_name(const fs::path& folder, const fs::path& file) {
   const std::string home = fs::absolute(file).lexically_normal().parent_path().string();
-  return folder / core::hash_hex(core::hash_bytes(std::as_bytes(std::span(home)))) / file.filename();
+  return folder / core::hash_hex(core::hash_text(home)) / file.filename();
 }
 
 }  // namespace
 
-struct Containers::Descriptor {
-  explicit Descriptor(const std::string& file) : value(::open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (value < 0) throw core::InputError(fmt::format("{} cannot be opened: {}.", file, std::strerror(errno)));
+/// A file open for reading. Throws std::system_error.
+class OpenFile {
+ public:
+  explicit OpenFile(const fs::path& file) : descriptor_(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    if (descriptor_ < 0) fail();  // a pipe does not make it wait
   }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() { ::close(value); }
-  int value;
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+  ~OpenFile() { ::close(descriptor_); }
+
+  struct stat status() const {
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0) fail();
+    return status;
+  }
+
+  /// Reads up to bytes.size() bytes; gives how many there were.
+  std::size_t read(std::span<std::byte> bytes, std::int64_t begin) const {
+    std::size_t done = 0;
+    while (done < bytes.size()) {
+      const ssize_t count = ::pread(descriptor_, bytes.data() + done, bytes.size() - done,
+                                    static_cast<off_t>(begin) + static_cast<off_t>(done));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) fail();
+      if (count == 0) break;
+      done += static_cast<std::size_t>(count);
+    }
+    return done;
+  }
+
+ private:
+  [[noreturn]] static void fail() { throw std::system_error(errno, std::generic_category()); }
+  int descriptor_;
 };
 
 std::vector<std::byte> read_image_file(const fs::path& file) {
   const auto fail = [&](const char* reason) {
     throw core::InputError(fmt::format("The image {} cannot be read: {}.", file.string(), reason));
   };
-  struct Owner {
-    int value;
-    ~Owner() {
-      if (value >= 0) ::close(value);
-    }
-  } const descriptor{::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a pipe does not make it wait
-  struct stat status {};
-  if (descriptor.value < 0 || ::fstat(descriptor.value, &status) != 0) fail(std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) fail("it is not a file");
-  std::vector<std::byte> bytes(static_cast<std::size_t>(status.st_size));
+  std::vector<std::byte> bytes;
   try {
-    bytes.resize(read_at(descriptor.value, bytes, 0));
+    const OpenFile open(file);
+    const struct stat status = open.status();
+    if (!S_ISREG(status.st_mode)) fail("it is not a file");
+    bytes.resize(static_cast<std::size_t>(status.st_size));
+    bytes.resize(open.read(bytes, 0));
   } catch (const std::system_error& error) {
     fail(error.what());
   }
@@ -103,28 +109,27 @@ std::vector<std::byte> read_image_file(const fs::path& file) {
 Containers::Containers(std::vector<std::string> files) : files_(std::move(files)), open_(files_.size()) {}
 Containers::~Containers() = default;
 
-std::shared_ptr<const Containers::Descriptor> Containers::open(std::int32_t file) const {
+std::shared_ptr<const OpenFile> Containers::open(std::int32_t file) const {
   const std::lock_guard lock(mutex_);
-  auto& descriptor = open_.at(static_cast<std::size_t>(file));
-  if (descriptor) return descriptor;
-  descriptor = std::make_shared<const Descriptor>(files_[static_cast<std::size_t>(file)]);
+  auto& opened = open_.at(static_cast<std::size_t>(file));
+  if (opened) return opened;
+  opened = std::make_shared<const OpenFile>(files_[static_cast<std::size_t>(file)]);
   if (order_.size() < kOpenFiles) {
     order_.push_back(file);
   } else {
     open_[static_cast<std::size_t>(std::exchange(order_[next_++ % kOpenFiles], file))].reset();
   }
-  return descriptor;
+  return opened;
 }
 
 std::vector<std::byte> Containers::read(std::int32_t file, std::int64_t begin, std::int64_t length,
                                         const std::string& key) const {
   if (file < 0 || file >= std::ssize(files_) || begin < 0 || length < 0)
     throw core::InputError(fmt::format("The place that the index records for {} is no place.", key));
-  const std::shared_ptr<const Descriptor> descriptor = open(file);
   std::vector<std::byte> bytes(static_cast<std::size_t>(length));
   const std::string& name = files_[static_cast<std::size_t>(file)];
   try {
-    if (read_at(descriptor->value, bytes, begin) == bytes.size()) return bytes;
+    if (open(file)->read(bytes, begin) == bytes.size()) return bytes;
   } catch (const std::system_error& error) {
     throw core::InputError(fmt::format("{} cannot be read from {}: {}.", key, name, error.what()));
   }
@@ -155,12 +160,12 @@ std::vector<std::string> stage(comm::Communicator& group, const std::vector<std:
     for (std::size_t i = static_cast<std::size_t>(neighbours.rank); i < files.size();
          i += static_cast<std::size_t>(neighbours.count)) {
       if (same_size_and_time(files[i], staged[i])) continue;
-      const fs::path temporary = staged[i] + ".tmp";
+      const core::TemporaryFile temporary(staged[i] + ".tmp");
       try {
-        core::make_directory(temporary.parent_path());
-        fs::copy_file(files[i], temporary, fs::copy_options::overwrite_existing);
-        fs::last_write_time(temporary, fs::last_write_time(files[i]));
-        fs::rename(temporary, staged[i]);
+        core::make_directory(temporary.path().parent_path());
+        fs::copy_file(files[i], temporary.path(), fs::copy_options::overwrite_existing);
+        fs::last_write_time(temporary.path(), fs::last_write_time(files[i]));
+        fs::rename(temporary.path(), staged[i]);
       } catch (const fs::filesystem_error& error) {
         throw core::StorageError(
             fmt::format("{} cannot be copied to {}: {}.", files[i], staged[i], error.code().message()));

@@ -13,6 +13,8 @@
 
 namespace allosaur::data {
 
+class OpenFile;
+
 /// A whole file. Throws core::InputError naming it.
 std::vector<std::byte> read_image_file(const std::filesystem::path& file);
 
@@ -26,12 +28,11 @@ class Containers {
   std::vector<std::byte> read(std::int32_t file, std::int64_t begin, std::int64_t length, const std::string& key) const;
 
  private:
-  struct Descriptor;
-  std::shared_ptr<const Descriptor> open(std::int32_t file) const;
+  std::shared_ptr<const OpenFile> open(std::int32_t file) const;
 
   std::vector<std::string> files_;
   mutable std::mutex mutex_;  // guards what follows
-  mutable std::vector<std::shared_ptr<const Descriptor>> open_;
+  mutable std::vector<std::shared_ptr<const OpenFile>> open_;
   mutable std::vector<std::int32_t> order_;  // of opening: a ring
   mutable std::size_t next_ = 0;
 };

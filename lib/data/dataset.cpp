@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 
 class Subset final : public Dataset {
  public:
-  Subset(std::shared_ptr<const Dataset> dataset, std::vector<std::int64_t> indices)
-      : dataset_(std::move(dataset)), indices_(std::move(indices)) {}
+  Subset(std::shared_ptr<const Dataset> dataset, std::vector<std::int64_t> indices, std::vector<Rejected> problems = {})
+      : dataset_(std::move(dataset)), indices_(std::move(indices)), problems_(std::move(problems)) {}
 
   std::int64_t size() const override { return static_cast<std::int64_t>(indices_.size()); }
   Sample get(std::int64_t index) const override { return dataset_->get(at(index)); }
@@ -30,12 +30,14 @@ class Subset final : public Dataset {
   std::string key(std::int64_t index) const override { return dataset_->key(at(index)); }
   std::int64_t length(std::int64_t index) const override { return dataset_->length(at(index)); }
   const std::vector<std::string>& class_names() const override { return dataset_->class_names(); }
+  std::vector<Rejected> problems() const override { return problems_; }
 
  private:
   std::int64_t at(std::int64_t index) const { return indices_.at(static_cast<std::size_t>(index)); }
 
   std::shared_ptr<const Dataset> dataset_;
   std::vector<std::int64_t> indices_;
+  std::vector<Rejected> problems_;
 };
 
 [[noreturn]] void refuse(const fs::path& source, const std::string& what) {
@@ -129,38 +131,21 @@ Kind recognise(comm::Communicator& group, const fs::path& source) {
 }
 
 /// The images with a class; the others become problems.
-class Labelled final : public Dataset {
- public:
-  static std::shared_ptr<const Dataset> of(std::shared_ptr<const Dataset> dataset, const fs::path& source) {
-    std::vector<std::int64_t> rows;
-    std::vector<Rejected> problems = dataset->problems();
-    for (std::int64_t row = 0; row < dataset->size(); ++row) {
-      if (dataset->label(row) >= 0) {
-        rows.push_back(row);
-      } else {
-        problems.push_back({dataset->key(row), "It has no class."});
-      }
+std::shared_ptr<const Dataset> with_class(std::shared_ptr<const Dataset> dataset, const fs::path& source) {
+  std::vector<std::int64_t> rows;
+  std::vector<Rejected> problems = dataset->problems();
+  for (std::int64_t row = 0; row < dataset->size(); ++row) {
+    if (dataset->label(row) >= 0) {
+      rows.push_back(row);
+    } else {
+      problems.push_back({dataset->key(row), "It has no class."});
     }
-    if (rows.empty())
-      refuse(source, "has no classes, which are needed here (packed images have them with --pack.labelled=true)");
-    if (std::ssize(rows) == dataset->size()) return dataset;
-    return std::make_shared<const Labelled>(subset(std::move(dataset), std::move(rows)), std::move(problems));
   }
-  Labelled(std::shared_ptr<const Dataset> rows, std::vector<Rejected> problems)
-      : rows_(std::move(rows)), problems_(std::move(problems)) {}
-
-  std::int64_t size() const override { return rows_->size(); }
-  Sample get(std::int64_t index) const override { return rows_->get(index); }
-  std::int64_t label(std::int64_t index) const override { return rows_->label(index); }
-  std::string key(std::int64_t index) const override { return rows_->key(index); }
-  std::int64_t length(std::int64_t index) const override { return rows_->length(index); }
-  const std::vector<std::string>& class_names() const override { return rows_->class_names(); }
-  std::vector<Rejected> problems() const override { return problems_; }
-
- private:
-  std::shared_ptr<const Dataset> rows_;
-  std::vector<Rejected> problems_;
-};
+  if (rows.empty())
+    refuse(source, "has no classes, which are needed here (packed images have them with --pack.labelled=true)");
+  if (std::ssize(rows) == dataset->size()) return dataset;
+  return std::make_shared<const Subset>(std::move(dataset), std::move(rows), std::move(problems));
+}
 
 /// Every image of a labelled folder is in a class folder.
 void check_classes(const Dataset& folder, const fs::path& source) {
@@ -220,7 +205,7 @@ std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const fs:
   if (labels != Labels::required) return images;
   return comm::coordinate(group, [&] {
     if (kind.kind == Kind::folder) check_classes(*images, source);
-    return Labelled::of(std::move(images), source);
+    return with_class(std::move(images), source);
   });
 }
 

@@ -207,7 +207,7 @@ void write_demo_item(const DemoItem& item, std::uint64_t seed, const fs::path& d
   }
   std::vector<std::byte> bytes;
   if (std::find(kNearCopies.begin(), kNearCopies.end(), item.planted) != kNearCopies.end()) {
-    core::Random random(seed, core::Purpose::demo, core::hash_bytes(std::as_bytes(std::span(item.path))), 4);
+    core::Random random(seed, core::Purpose::demo, core::hash_text(item.path), 4);
     bytes = near_copy(std::move(scene.image), item.planted, random);
   } else {
     const bool png = format.png && !is_broken(item.planted);

@@ -188,23 +188,6 @@ bool hold(const std::vector<Stamp>& stamps) {
   return same;
 }
 
-/// Collective. The rows of all ranks on rank 0, in rank order; its own come first.
-IndexRows gather_to_root(comm::Communicator& group, IndexRows mine) {
-  const std::string bytes = group.rank() == 0 ? std::string() : mine.serialise();
-  const std::vector<std::int64_t> sizes = group.gather_all(std::ssize(bytes));
-  std::vector<std::int64_t> sent(static_cast<std::size_t>(group.size())), received(sent);
-  sent[0] = std::ssize(bytes);
-  if (group.rank() == 0) received = sizes;
-  std::string all(static_cast<std::size_t>(std::accumulate(received.begin(), received.end(), std::int64_t{0})), '\0');
-  group.all_to_all(std::span(bytes), sent, std::span(all), received);
-  std::string_view rest = all;
-  for (std::size_t rank = 1; rank < received.size() && group.rank() == 0; ++rank) {
-    mine.append(IndexRows::deserialise(rest.substr(0, static_cast<std::size_t>(received[rank]))));
-    rest.remove_prefix(static_cast<std::size_t>(received[rank]));
-  }
-  return mine;
-}
-
 /// Collective. Scans the source; the result is on rank 0.
 IndexRows scan(comm::Communicator& group, Scanner& scanner, const Places& places) {
   const std::int64_t begin = now();
@@ -223,7 +206,8 @@ IndexRows scan(comm::Communicator& group, Scanner& scanner, const Places& places
       if (places.progress) places.progress(rows.size());
     }
   });
-  rows = gather_to_root(group, std::move(rows));
+  const std::vector<std::string> others = group.gather(group.rank() == 0 ? std::string() : rows.serialise());
+  for (std::size_t rank = 1; rank < others.size(); ++rank) rows.append(IndexRows::deserialise(others[rank]));
   for (Stamp& stamp : rows.stamps) {
     if (stamp.changed > begin - kSettled) stamp.changed = 0;  // never holds
   }
@@ -404,8 +388,8 @@ Index::Index(const fs::path& file) {
 
 void Index::write(const IndexRows& rows, const fs::path& file) {
   core::make_directory(file.parent_path());
-  const fs::path temporary = file.string() + fmt::format(".{}.tmp", ::getpid());
-  io::hdf5::File hdf5(temporary, io::hdf5::Access::create);
+  const core::TemporaryFile temporary(file.string() + fmt::format(".{}.tmp", ::getpid()));
+  io::hdf5::File hdf5(temporary.path(), io::hdf5::Access::create);
   io::hdf5::Group root = hdf5.root();
   const auto column = [&](const char* name, const auto& values) {
     if (values.empty()) return;
@@ -443,7 +427,7 @@ void Index::write(const IndexRows& rows, const fs::path& file) {
   column("stamp", numbers);
   root.set_attribute("format", kFormat);
   hdf5.close();
-  core::publish_file(temporary, file);
+  core::publish_file(temporary.path(), file);
 }
 
 std::vector<Stamp> Index::stamps(const fs::path& file) {
@@ -481,8 +465,7 @@ std::shared_ptr<const Index> open_index(comm::Communicator& group, const fs::pat
                                         const Places& places) {
   const auto name = [&] {
     const std::string& path = source.native();
-    return places.cache / fmt::format("{}-{}.h5", source.stem().string(),
-                                      core::hash_hex(core::hash_bytes(std::as_bytes(std::span(path)))));
+    return places.cache / fmt::format("{}-{}.h5", source.stem().string(), core::hash_hex(core::hash_text(path)));
   };
   const auto open = [&](const fs::path& file) {
     return comm::coordinate(group, [&] {

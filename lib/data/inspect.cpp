@@ -21,7 +21,6 @@ constexpr std::int64_t kBlock = 1024;  // images between two calls of progress
 struct Found {
   std::int64_t hash = 0, length = 0, width = 0, height = 0, kind = 0, reason_length = 0;
 };
-constexpr std::int64_t kNumbers = sizeof(Found) / sizeof(std::int64_t);
 
 std::int64_t kind_of(const io::ImageInfo& info) {
   return (static_cast<std::int64_t>(info.format) << 32) + (std::int64_t{info.channels} << 8) + info.bits;
@@ -106,39 +105,28 @@ Inspection sum_up(const Dataset& dataset, const std::vector<Found>& found, std::
 
 Inspection inspect(comm::Communicator& group, const Dataset& dataset, int threads,
                    const std::function<void(std::int64_t)>& progress) {
-  const std::int64_t total = dataset.size();
-  const auto first_of = [&](std::int64_t rank) { return total * rank / group.size(); };
-  const std::int64_t first = first_of(group.rank()), count = first_of(group.rank() + 1) - first;
-  std::vector<Found> mine(static_cast<std::size_t>(count));
-  std::string reasons = comm::coordinate(group, [&] {
+  const comm::Range rows = group.share(dataset.size());
+  std::vector<Found> mine(static_cast<std::size_t>(rows.size()));
+  const std::string reasons = comm::coordinate(group, [&] {
     std::vector<std::string> reason(mine.size());
-    for (std::int64_t begin = 0; begin < count; begin += kBlock) {
-      const std::int64_t end = std::min(begin + kBlock, count);
+    for (std::int64_t begin = 0; begin < rows.size(); begin += kBlock) {
+      const std::int64_t end = std::min(begin + kBlock, rows.size());
       core::parallel_for(threads, end - begin, [&](std::int64_t i) {
         const auto at = static_cast<std::size_t>(begin + i);
-        mine[at] = look_at(dataset, first + begin + i, reason[at]);
+        mine[at] = look_at(dataset, rows.first + begin + i, reason[at]);
       });
       progress(end);
     }
     return std::accumulate(reason.begin(), reason.end(), std::string());
   });
-
-  const auto ranks = static_cast<std::size_t>(group.size());
-  std::vector<std::int64_t> sent(ranks), received(ranks);
-  sent[0] = kNumbers * count;
-  std::vector<Found> all;
-  if (group.rank() == 0) {
-    all.resize(static_cast<std::size_t>(total));
-    for (std::size_t rank = 0; rank < ranks; ++rank) {
-      const auto number = static_cast<std::int64_t>(rank);
-      received[rank] = kNumbers * (first_of(number + 1) - first_of(number));
-    }
-  }
-  group.all_to_all(comm::Buffer(mine.data(), kNumbers * count, comm::DType::i64), sent,
-                   comm::Buffer(all.data(), kNumbers * std::ssize(all), comm::DType::i64), received);
-  const std::vector<std::string> texts = group.gather_all(reasons);
+  const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(Found));
+  const std::vector<std::string> found = group.gather(bytes), texts = group.gather(reasons);
   return comm::coordinate(group, [&] {
     if (group.rank() != 0) return Inspection();
+    std::vector<Found> all(static_cast<std::size_t>(dataset.size()));
+    for (auto* to = reinterpret_cast<char*>(all.data()); const std::string& part : found) {
+      to = std::copy(part.begin(), part.end(), to);
+    }
     return sum_up(dataset, all, std::accumulate(texts.begin(), texts.end(), std::string()));
   });
 }

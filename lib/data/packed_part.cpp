@@ -29,15 +29,6 @@ namespace hdf5 = io::hdf5;
 constexpr std::int64_t kBlockBytes = 64LL << 20;
 constexpr std::int64_t kBlockImages = 4096;
 
-/// A file that is removed again, unless it has been renamed.
-struct Temporary {
-  fs::path file;
-  ~Temporary() {
-    std::error_code ignored;
-    fs::remove(file, ignored);
-  }
-};
-
 /// A hash over many values; the seed names the format of parts.
 class Digest {
  public:
@@ -310,9 +301,9 @@ PackedColumns select(const PackedColumns& columns, const at::Tensor& rows) {
 
 std::optional<PartTable> write_part(const Dataset& dataset, const Part& part, const PackConfig& config,
                                     const PackHooks& hooks, const std::function<void(std::int64_t)>& progress) {
-  const Temporary temporary{part.file.string() + ".tmp"};
+  const core::TemporaryFile temporary(part.file.string() + ".tmp");
   const auto lengths = integers(part.lengths);
-  hdf5::File file(temporary.file, hdf5::Access::create);
+  hdf5::File file(temporary.path(), hdf5::Access::create);
   {
     PartWriter writer(dataset, part, file.root());
     for (std::size_t first = 0, last = 0; first < lengths.size(); first = last) {
@@ -324,9 +315,9 @@ std::optional<PartTable> write_part(const Dataset& dataset, const Part& part, co
     writer.finish();
   }
   file.close();
-  PartTable table = read_part_table(temporary.file, part.columns);
-  verify(temporary.file, table, hooks);
-  core::publish_file(temporary.file, part.file);
+  PartTable table = read_part_table(temporary.path(), part.columns);
+  verify(temporary.path(), table, hooks);
+  core::publish_file(temporary.path(), part.file);
   return table;
 }
 

@@ -83,7 +83,7 @@ class Exchange {
       : group_(group), order_(at::argsort(destination, /*stable=*/true, /*dim=*/0, /*descending=*/false)) {
     const at::Tensor counts = at::bincount(destination, {}, group.size());
     sent_.assign(integers(counts), integers(counts) + group.size());
-    received_ = swap(sent_);
+    received_ = group_.swap(sent_);
   }
 
   /// Collective, like the next two.
@@ -106,7 +106,7 @@ class Exchange {
       }
       bytes_sent.push_back(static_cast<std::int64_t>(sent.size() - before));
     }
-    const std::vector<std::int64_t> bytes_received = swap(bytes_sent);
+    const std::vector<std::int64_t> bytes_received = group_.swap(bytes_sent);
     std::string received(
         static_cast<std::size_t>(std::accumulate(bytes_received.begin(), bytes_received.end(), std::int64_t{0})), '\0');
     group_.all_to_all(std::span(sent), bytes_sent, std::span(received), bytes_received);
@@ -127,13 +127,6 @@ class Exchange {
   }
 
  private:
-  std::vector<std::int64_t> swap(const std::vector<std::int64_t>& sent) const {
-    const std::vector<std::int64_t> one_each(sent.size(), 1);
-    std::vector<std::int64_t> received(sent.size());
-    group_.all_to_all(std::span(sent), one_each, std::span(received), one_each);
-    return received;
-  }
-
   comm::Communicator& group_;
   at::Tensor order_;  // i64 [rows]
   std::vector<std::int64_t> sent_, received_;
@@ -190,8 +183,8 @@ void publish_index(comm::Communicator& group, const Dataset& dataset, const Pack
     std::vector<std::vector<at::Tensor>> pieces(joined.numbers.size());
     std::vector<at::Tensor> shard{at::empty({0}, at::kLong)};
     std::vector<std::int64_t> file_bytes;
-    for (std::int64_t part = parts * group.rank() / group.size(); part < parts * (group.rank() + 1) / group.size();
-         ++part) {
+    const comm::Range mine = group.share(parts);
+    for (std::int64_t part = mine.first; part < mine.last; ++part) {
       PartTable table = read_part_table(packed_part_file(index, part), columns);
       file_bytes.push_back(table.file_bytes);
       shard.push_back(at::full({table.image_count()}, part, at::kLong));

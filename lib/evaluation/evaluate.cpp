@@ -53,7 +53,7 @@ FrozenSets collect(
   require_same_classes(group, train, test);
   const auto frozen = [&](const data::Dataset& dataset, const std::string& folder, const std::string& what) {
     const std::int64_t total = dataset.size();
-    const std::int64_t share = total * (group.rank() + 1) / group.size() - total * group.rank() / group.size();
+    const std::int64_t share = group.share(total).size();
     const auto progress = [&](std::int64_t done) {
       if (hooks.progress) hooks.progress(kind + " of the " + what, "images", done * total / share, total);
     };

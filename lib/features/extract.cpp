@@ -18,8 +18,8 @@ using Progress = std::function<void(std::int64_t)>;
 Features allocate(const comm::Communicator& group, const data::Dataset& dataset, std::int64_t parts, std::int64_t dim) {
   Features features;
   features.total = dataset.size();
-  features.first = features.total * group.rank() / group.size();
-  const std::int64_t rows = features.total * (group.rank() + 1) / group.size() - features.first;
+  features.first = group.share(features.total).first;
+  const std::int64_t rows = group.share(features.total).size();
   features.cls = at::zeros({rows, parts, dim}, at::kFloat);
   features.valid.assign(static_cast<std::size_t>(rows), true);
   features.labels.reserve(static_cast<std::size_t>(rows));

@@ -17,7 +17,7 @@ void initialise(const Parameter& parameter, const std::string& prefix, std::uint
   at::Tensor values = at::empty(parameter.tensor->sizes(), at::kFloat);
   const std::span<float> out(values.data_ptr<float>(), static_cast<std::size_t>(values.numel()));
   const std::string name = prefix + parameter.name;
-  core::Random random(seed, core::Purpose::initialisation, core::hash_bytes(std::as_bytes(std::span(name))));
+  core::Random random(seed, core::Purpose::initialisation, core::hash_text(name));
   switch (parameter.init) {
     case Init::zeros:
       std::ranges::fill(out, 0.0F);

@@ -91,7 +91,7 @@ void save_backbone(const std::filesystem::path& file, VisionTransformer& backbon
 
 std::string fingerprint(VisionTransformer& backbone) {
   const std::string config = to_json(backbone.config());
-  std::uint64_t hash = core::hash_bytes(std::as_bytes(std::span(config)));
+  std::uint64_t hash = core::hash_text(config);
   for (const Parameter& parameter : backbone.parameters()) {
     const at::Tensor values = parameter.tensor->detach().to(at::kCPU, at::kFloat).contiguous();
     hash = core::hash_bytes(

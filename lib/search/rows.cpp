@@ -22,11 +22,4 @@ std::vector<std::int64_t> RowMap::count_by_owner(std::span<const std::int64_t> a
   return counts;
 }
 
-std::vector<std::int64_t> RowMap::swap_counts(const std::vector<std::int64_t>& sent) const {
-  const std::vector<std::int64_t> one_each(sent.size(), 1);
-  std::vector<std::int64_t> received(sent.size());
-  group_.all_to_all(std::span(sent), one_each, std::span(received), one_each);
-  return received;
-}
-
 }  // namespace allosaur::search

@@ -31,7 +31,7 @@ class RowMap {
     std::vector<std::int64_t> rows(records.size());
     for (std::size_t i = 0; i < records.size(); ++i) rows[i] = records[i].row;
     const std::vector<std::int64_t> sent = count_by_owner(rows);
-    return exchange<Record>(records, sent, swap_counts(sent));
+    return exchange<Record>(records, sent, group_.swap(sent));
   }
 
   /// Collective. The values of `rows` (any rows, in any order, repeated or not), where `mine` holds one value for each
@@ -42,7 +42,7 @@ class RowMap {
     std::vector<std::int64_t> distinct(rows.begin(), rows.end());
     std::sort(distinct.begin(), distinct.end());
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-    const std::vector<std::int64_t> asked = count_by_owner(distinct), wanted = swap_counts(asked);
+    const std::vector<std::int64_t> asked = count_by_owner(distinct), wanted = group_.swap(asked);
     const std::vector<std::int64_t> questions = exchange<std::int64_t>(distinct, asked, wanted);
     std::vector<T> replies(questions.size());
     for (std::size_t i = 0; i < questions.size(); ++i)
@@ -59,8 +59,6 @@ class RowMap {
  private:
   /// Of ascending rows, how many belong to each rank; throws std::logic_error for a row that does not exist.
   std::vector<std::int64_t> count_by_owner(std::span<const std::int64_t> ascending_rows) const;
-  /// Collective. What the other ranks will send to this one.
-  std::vector<std::int64_t> swap_counts(const std::vector<std::int64_t>& sent) const;
 
   template <class T>
   std::vector<T> exchange(const std::vector<T>& values, std::vector<std::int64_t> sent,

@@ -186,6 +186,20 @@ TEST_CASE("conveniences") {
     CHECK(texts[static_cast<std::size_t>(other)] == std::string(static_cast<std::size_t>(other), 'x'));
   }
   CHECK(world().broadcast(rank == size - 1 ? "from the last" : "", size - 1) == "from the last");
+  CHECK(world().gather(std::string(static_cast<std::size_t>(rank), 'x')) ==
+        (rank == 0 ? texts : std::vector<std::string>()));
+  std::vector<std::int64_t> sent, expected;
+  for (int other = 0; other < size; ++other) {
+    sent.push_back(10 * rank + other);
+    expected.push_back(10 * other + rank);
+  }
+  CHECK(world().swap(sent) == expected);
+  for (const std::int64_t shared : {0, 1, 7, 100}) {
+    const allosaur::comm::Range mine = world().share(shared);
+    CHECK(mine.first == world().exclusive_scan(mine.size()));
+    CHECK(world().sum(mine.size()) == shared);
+    CHECK(world().max(mine.size()) <= shared / size + 1);
+  }
 }
 
 TEST_CASE("requests run while the caller works, in issue order") {

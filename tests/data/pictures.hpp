@@ -8,8 +8,17 @@
 
 #include "core/random.hpp"
 #include "io/image.hpp"
+#include "testing.hpp"
 
 namespace allosaur::testing {
+
+/// Collective. Runs `body` on rank 0 only, while the others wait.
+template <class Body>
+void on_first_rank(Body&& body) {
+  world().barrier();
+  if (world().rank() == 0) body();
+  world().barrier();
+}
 
 /// A noisy picture, different for each `number`.
 inline io::Image picture(std::uint64_t number, int width, int height) {

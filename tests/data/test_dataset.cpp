@@ -11,13 +11,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Collective. Runs `write` on rank 0 only.
-template <class F>
-void on_first_rank(F&& write) {
-  if (testing::world().rank() == 0) write();
-  testing::world().barrier();
-}
-
 std::vector<std::string> keys(const data::Dataset& dataset) {
   std::vector<std::string> all;
   for (std::int64_t i = 0; i < dataset.size(); ++i) all.push_back(dataset.key(i));
@@ -43,7 +36,7 @@ bool contains(const std::string& text, const std::string& part) {
 TEST_CASE("a folder of images, labelled by top folder") {
   const testing::TemporaryDirectory directory;
   const fs::path root = directory.path() / "images";
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     const std::vector<std::byte> jpeg = io::encode_jpeg(testing::picture(1, 8, 8), 90);
     for (const char* name :
          {"b/2.JPG", "b/deep/er/1.jpeg", "a-b/x.Png", "a/3.webp", "a/notes.txt", "a/.hidden.jpg", ".git/4.jpg"}) {
@@ -78,7 +71,7 @@ TEST_CASE("a folder of images, labelled by top folder") {
 TEST_CASE("sources that cannot be used are named") {
   const testing::TemporaryDirectory directory;
   const fs::path root = directory.path();
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     fs::create_directories(root / "empty/folder");
     std::ofstream(root / "file.dat") << "text";
     testing::write_pictures(root / "flat", 2);
@@ -92,9 +85,9 @@ TEST_CASE("sources that cannot be used are named") {
 
 TEST_CASE("a file that disappears is an input error naming it") {
   const testing::TemporaryDirectory directory;
-  on_first_rank([&] { testing::write_pictures(directory.path(), 2); });
+  testing::on_first_rank([&] { testing::write_pictures(directory.path(), 2); });
   const auto dataset = data::open_dataset(testing::world(), directory.path(), data::Labels::ignored);
-  on_first_rank([&] { fs::remove(directory.path() / "01.jpg"); });
+  testing::on_first_rank([&] { fs::remove(directory.path() / "01.jpg"); });
   CHECK_THROWS_WITH_AS(dataset->get(1), doctest::Contains("01.jpg"), core::InputError);
 }
 

@@ -25,17 +25,9 @@ namespace fs = std::filesystem;
 constexpr const char* kBroken = "cat/05broken.jpg";  // row 6
 const data::PackConfig kThreeAPart{.threads = 2, .part_bytes = 3'000'000, .part_images = 3, .wanted_parts = 1};
 
-/// Collective. Runs `body` on rank 0 alone.
-template <class Body>
-void on_rank_0(Body&& body) {
-  testing::world().barrier();
-  if (testing::world().rank() == 0) body();
-  testing::world().barrier();
-}
-
 /// Collective. A labelled folder `root`/source of 10 + 3 images and a broken one.
 void write_source(const fs::path& root) {
-  on_rank_0([&] {
+  testing::on_first_rank([&] {
     testing::write_pictures(root / "source/cat", 10);
     testing::write_pictures(root / "source/dog", 3);
     std::vector<std::byte> bytes = testing::read_file(root / "source/cat/05.jpg");
@@ -90,7 +82,7 @@ std::vector<FileMark> parts_of(const fs::path& root) {
 template <class Change>
 std::set<int> written_anew(const fs::path& root, Change&& change, float similarity = 0.1F) {
   const std::vector<FileMark> before = parts_of(root);
-  on_rank_0(change);
+  testing::on_first_rank(change);
   const data::PackedResult result = pack_source(root, kThreeAPart, {}, similarity);
   const std::vector<FileMark> after = parts_of(root);
   CHECK(result.complete);
@@ -277,7 +269,7 @@ TEST_CASE("parts that the set does not have go before the index appears") {
   write_source(root);
   CHECK(pack_source(root, {.threads = 1, .part_bytes = 1'000'000, .part_images = 1, .wanted_parts = 1}).parts == 14);
   const fs::path half = part_file(root, 2).string() + ".tmp", other = root / "packed/images-bytes.txt";
-  on_rank_0([&] {
+  testing::on_first_rank([&] {
     for (const fs::path& file : {half, other}) testing::write_file(file, {});
   });
   const data::PackedResult result = pack_source(root, kThreeAPart);

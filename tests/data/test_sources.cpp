@@ -23,13 +23,6 @@ fs::path tar(const std::string& name) {
   return testing::data_directory() / "data/tar" / name;
 }
 
-/// Collective. Runs `write` on rank 0 only.
-template <class F>
-void on_first_rank(F&& write) {
-  if (testing::world().rank() == 0) write();
-  testing::world().barrier();
-}
-
 void write_text(const fs::path& file, const std::string& text) {
   fs::create_directories(file.parent_path());
   std::ofstream(file, std::ios::binary) << text;
@@ -56,7 +49,7 @@ using Texts = std::vector<std::string>;
 /// Collective. The shards copied into a folder of their own, opened.
 std::shared_ptr<const data::Dataset> open_tars(const testing::TemporaryDirectory& directory, const Texts& names,
                                                data::Labels labels, const data::Places& places = {}) {
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     for (const std::string& name : names) fs::copy(tar(name), directory.path() / name);
   });
   return data::open_dataset(testing::world(), directory.path(), labels, places);
@@ -72,8 +65,8 @@ TEST_CASE("WebDataset shards, in the order of their names") {
   CHECK(labelled->class_names().size() == 11);  // classes that are numbers keep them
   CHECK(labelled->label(1) == 10);
   REQUIRE(labelled->problems().size() == 2);
-  CHECK(labelled->problems()[0].key == "ustar-001.tar//root/d.cls");
-  CHECK(labelled->problems()[1].key == "ustar-001.tar//root/d.v1.png");
+  CHECK(labelled->problems()[0].key == "ustar-001.tar//absolute/d.cls");
+  CHECK(labelled->problems()[1].key == "ustar-001.tar//absolute/d.v1.png");
 
   const auto unlabelled =
       data::open_dataset(testing::world(), directory.path() / "ustar-{000..001}.tar", data::Labels::ignored);
@@ -123,7 +116,7 @@ TEST_CASE("what precedes the damage of a tar is used, and the damage is listed")
 
 TEST_CASE("tars that cannot be used at all are named") {
   const testing::TemporaryDirectory directory;
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     write_text(directory.path() / "zip.tar", std::string("\x1F\x8B\x08") + std::string(600, 'x'));
     write_text(directory.path() / "text.tar", std::string(2000, 'x'));
     write_text(directory.path() / "empty.tar", "");
@@ -154,29 +147,30 @@ TEST_CASE("an index is kept, used again, and made anew when its source changes")
   using Result = std::pair<std::int64_t, std::int64_t>;
   const auto old = fs::file_time_type::clock::now() - std::chrono::hours(1);
   const auto settle = [&](const Texts& names) {  // fresh files could change once more within the clock's tick
-    on_first_rank([&] {
+    testing::on_first_rank([&] {
       for (const std::string& name : names) fs::last_write_time(directory.path() / name, old);
       fs::last_write_time(directory.path(), old);
     });
   };
-  on_first_rank([&] { fs::copy(tar("ustar-000.tar"), directory.path() / "ustar-000.tar"); });
+  testing::on_first_rank([&] { fs::copy(tar("ustar-000.tar"), directory.path() / "ustar-000.tar"); });
   CHECK(shards() == Result{2, 1});
   CHECK(shards() == Result{2, 1});  // too fresh to be trusted
   settle({"ustar-000.tar"});
   CHECK(shards() == Result{2, 1});
   CHECK(shards() == Result{2, 0});
-  on_first_rank([&] { fs::copy(tar("n01.tar"), directory.path() / "n01.tar"); });
+  testing::on_first_rank([&] { fs::copy(tar("n01.tar"), directory.path() / "n01.tar"); });
   settle({"n01.tar"});
-  on_first_rank([&] { fs::last_write_time(directory.path(), old + std::chrono::seconds(5)); });
+  testing::on_first_rank([&] { fs::last_write_time(directory.path(), old + std::chrono::seconds(5)); });
   CHECK(shards() == Result{3, 2});
   CHECK(shards() == Result{3, 0});
-  on_first_rank([&] { fs::copy(tar("n02.tar"), directory.path() / "n01.tar", fs::copy_options::overwrite_existing); });
+  testing::on_first_rank(
+      [&] { fs::copy(tar("n02.tar"), directory.path() / "n01.tar", fs::copy_options::overwrite_existing); });
   CHECK(shards() == Result{4, 2});
 
   // A damaged index is made anew as well.
   settle({"n01.tar"});
   shards();
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     for (const auto& file : fs::directory_iterator(cache.path())) fs::resize_file(file, 700);
   });
   CHECK(shards() == Result{4, 2});
@@ -196,14 +190,14 @@ TEST_CASE("an index read from its file equals the one in memory") {
 TEST_CASE("bytes that changed after indexing are an error naming the image") {
   const testing::TemporaryDirectory directory;
   const auto dataset = open_tars(directory, {"n01.tar"}, data::Labels::ignored);
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     std::fstream file(directory.path() / "n01.tar", std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(512 + 30);
     file.put('x');
   });
   CHECK_THROWS_WITH_AS(dataset->get(0), doctest::Contains("n01.tar/n01_1.png"), core::InputError);
   testing::world().barrier();
-  on_first_rank([&] { fs::resize_file(directory.path() / "n01.tar", 520); });
+  testing::on_first_rank([&] { fs::resize_file(directory.path() / "n01.tar", 520); });
   CHECK_THROWS_WITH_AS(dataset->get(0), doctest::Contains("ends before n01.tar/n01_1.png"), core::InputError);
 }
 
@@ -212,7 +206,7 @@ TEST_CASE("shards are staged once on the node's own disk and read there") {
   const testing::TemporaryDirectory stage;
   const data::Places places{{}, stage.path() / "staged", {}};
   const auto dataset = open_tars(directory, {"ustar-000.tar", "n01.tar"}, data::Labels::ignored, places);
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     for (const auto& entry : fs::directory_iterator(directory.path())) fs::resize_file(entry, 0);
   });
   CHECK(width_of(*dataset, 0) == 14);
@@ -222,7 +216,7 @@ TEST_CASE("shards are staged once on the node's own disk and read there") {
 TEST_CASE("lists of images with classes") {
   const testing::TemporaryDirectory directory;
   const fs::path root = directory.path();
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     for (const char* name : {"x/1.png", "x/2,b.png", "3"}) {
       testing::write_file(root / name, io::encode_png(testing::picture(1, 4, 4)));
     }
@@ -255,7 +249,7 @@ TEST_CASE("lists of images with classes") {
 TEST_CASE("a source may be named from the working folder") {
   const testing::TemporaryDirectory directory;
   const testing::TemporaryDirectory cache;
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     fs::copy(tar("n01.tar"), directory.path() / "n01.tar");
     testing::write_pictures(directory.path() / "images/cat", 1);
     write_text(directory.path() / "list.csv", "images/cat/00.jpg,cat\n");
@@ -278,7 +272,7 @@ TEST_CASE("a source may be named from the working folder") {
 
 TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
   const testing::TemporaryDirectory directory;
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     testing::write_pictures(directory.path() / "train/n2", 1);
     testing::write_pictures(directory.path() / "train/n1", 1);
     testing::write_pictures(directory.path() / "val/n1", 1);
@@ -293,7 +287,7 @@ TEST_CASE("labels.txt fixes the order of classes (ImageNet)") {
 
 TEST_CASE("joined sets keep their keys apart and share their classes") {
   const testing::TemporaryDirectory directory;
-  on_first_rank([&] {
+  testing::on_first_rank([&] {
     for (const char* folder : {"a/cat", "a/dog", "b/cow", "b/dog"}) {
       testing::write_pictures(directory.path() / folder, 1);
     }

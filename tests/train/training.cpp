@@ -26,15 +26,18 @@ void write_file(const std::filesystem::path& file, const std::vector<std::byte>&
       .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-/// A few noisy PNG images.
+/// Collective. A few noisy PNG images, which rank 0 writes.
 void write_images(const std::filesystem::path& folder, int count) {
-  std::filesystem::create_directories(folder);
-  for (int i = 0; i < count; ++i) {
-    core::Random random(5, core::Purpose::demo, static_cast<std::uint64_t>(i));
-    io::Image image{.width = 24, .height = 20, .channels = 3, .pixels = std::vector<std::uint8_t>(24 * 20 * 3)};
-    for (std::uint8_t& pixel : image.pixels) pixel = static_cast<std::uint8_t>(random.below(256));
-    write_file(folder / fmt::format("{:03}.png", i), io::encode_png(image));
-  }
+  comm::coordinate(testing::world(), [&] {
+    if (testing::world().rank() != 0) return;
+    std::filesystem::create_directories(folder);
+    for (int i = 0; i < count; ++i) {
+      core::Random random(5, core::Purpose::demo, static_cast<std::uint64_t>(i));
+      io::Image image{.width = 24, .height = 20, .channels = 3, .pixels = std::vector<std::uint8_t>(24 * 20 * 3)};
+      for (std::uint8_t& pixel : image.pixels) pixel = static_cast<std::uint8_t>(random.below(256));
+      write_file(folder / fmt::format("{:03}.png", i), io::encode_png(image));
+    }
+  });
 }
 
 /// A few noisy images of 12 bits in 16: TIFF, and PNG too with one channel.
@@ -106,9 +109,7 @@ TEST_CASE("a run in two parts is bit-equal to a run in one, and close to one on 
   auto& world = testing::world();
   if (world.size() > 2) return;  // the batch is of two groups
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 21);
-  });
+  write_images(folder.path() / "images", 21);
   for (const char* centering : {"centering", "sinkhorn_knopp"}) {
     CAPTURE(centering);
     core::Options options = small_options();
@@ -140,9 +141,7 @@ TEST_CASE("a damaged checkpoint is passed over for the one before, and none left
   auto& world = testing::world();
   if (world.size() > 2) return;  // the batch is of two groups
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   const core::Options options = small_options();
   const auto run = folder.path() / "run";
   const auto first = pretrain(world, folder.path() / "images", run, options);
@@ -171,9 +170,7 @@ TEST_CASE("a checkpoint's teacher is a backbone that loads") {
   auto& world = testing::world();
   if (world.size() > 2) return;  // the batch is of two groups
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   core::Options options = small_options();
   const auto result = pretrain(world, folder.path() / "images", folder.path() / "run", options, 2);
   const auto backbone = model::load_backbone(result.checkpoint);
@@ -193,9 +190,7 @@ TEST_CASE("a frozen teacher is distilled into a smaller network") {
   auto& world = testing::world();
   if (world.size() > 2) return;  // the batch is of two groups
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   const auto teacher = pretrain(world, folder.path() / "images", folder.path() / "teacher", small_options(), 2);
   core::Options options = small_options();
   options.set("student.embed_dim", std::int64_t{12});
@@ -221,9 +216,7 @@ TEST_CASE("a run starts from another's checkpoint at another resolution") {
   auto& world = testing::world();
   if (world.size() > 2) return;
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   const auto first = pretrain(world, folder.path() / "images", folder.path() / "first", small_options(), 5);
   core::Options options = small_options();
   options.set("crops.global_crops_size", std::int64_t{24});
@@ -257,9 +250,7 @@ TEST_CASE("deep grey images and images of five channels are learned from, and de
   if (world.size() > 2) return;
   const testing::TemporaryDirectory folder;
   const auto rgb = folder.path() / "rgb";
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(rgb, 12);
-  });
+  write_images(rgb, 12);
   const auto other = pretrain(world, rgb, folder.path() / "rgb run", small_options(), 1);
   for (const int channels : {1, 5}) {
     CAPTURE(channels);
@@ -311,9 +302,7 @@ TEST_CASE("crops in 16 bits are those that the networks would round to") {
   auto& world = testing::world();
   if (world.size() > 2) return;
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   core::Options options = small_options();
   options.set("train.precision", std::string("bfloat16"));
   const auto learned = [&](const char* run, at::ScalarType type) {
@@ -330,9 +319,7 @@ TEST_CASE("iterations that are not finite are skipped, and too many in a row end
   auto& world = testing::world();
   if (world.size() > 2) return;
   const testing::TemporaryDirectory folder;
-  comm::coordinate(world, [&] {
-    if (world.rank() == 0) write_images(folder.path() / "images", 12);
-  });
+  write_images(folder.path() / "images", 12);
   core::Options options = small_options();
   options.set("optim.base_lr", 1e30);
   options.set("train.max_bad_iterations", std::int64_t{2});

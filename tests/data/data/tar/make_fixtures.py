@@ -35,8 +35,8 @@ long = "folder/" * 20 + "sample"
 write("ustar-000.tar", [("a.png", png(5, 1)), ("a.cls", b"3\n"), ("b.seg.png", png(99, 0)), ("b.png", png(6, 2)),
                         ("b.cls", b"10"), ("__meta__.txt", b"x"), (".hidden.png", png(98, 0))],
       tarfile.USTAR_FORMAT, links=[("link.png", "/etc/passwd")])
-write("ustar-001.tar", [("../../up/c.png", png(7, 3)), ("../../up/c.cls", b"0"), ("/root/d.v1.png", png(8, 4)),
-                        ("/root/d.cls", b"\0\1\2\n\n\n"), ("e.cls", b"1")], tarfile.USTAR_FORMAT)
+write("ustar-001.tar", [("../../up/c.png", png(7, 3)), ("../../up/c.cls", b"0"), ("/absolute/d.v1.png", png(8, 4)),
+                        ("/absolute/d.cls", b"\0\1\2\n\n\n"), ("e.cls", b"1")], tarfile.USTAR_FORMAT)
 write("gnu.tar", [(long + ".png", png(9, 5)), (long + ".json", b'{"label": "tench"}')], tarfile.GNU_FORMAT)
 write("pax.tar", [(long + "-\u00e9.png", png(10, 6)), (long + "-\u00e9.json", b'{"cls": "ray", "caption": "x"}'),
                   ("f.png", png(11, 7)), ("f.json", b"{broken")], tarfile.PAX_FORMAT)
