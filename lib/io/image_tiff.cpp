@@ -225,9 +225,11 @@ class Tiff {
     static_cast<Tiff*>(self)->keep(format, arguments);
     return 1;
   }
-  /// About tags it says what is harmless; about pixels, that some are missing.
+  /// About tags it says what is harmless, unless the file ends before the tag; about pixels, that some are missing.
   static int on_warning(TIFF*, void* self, const char*, const char* format, std::va_list arguments) {
     auto& tiff = *static_cast<Tiff*>(self);
+    const std::string_view text = format;
+    tiff.cut_off_ |= text.starts_with("IO error during reading of") || text.starts_with("Out of memory reading of");
     if (tiff.decoding_) tiff.keep(format, arguments);
     return 1;
   }
