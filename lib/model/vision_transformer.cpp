@@ -36,6 +36,13 @@ struct Selection {
   Rows rows;                    // among the whole packed sequence
 };
 
+// Names of units.
+constexpr const char* kEmbedding = "patch_embed";
+constexpr const char* kNorm = "norm";
+std::string block_name(std::size_t i) {
+  return fmt::format("blocks.{}", i);
+}
+
 }  // namespace
 
 int VitConfig::hidden_dim() const noexcept {
@@ -140,15 +147,15 @@ std::vector<Parameter> VisionTransformer::parameters() {
   };
   const double patch_bound =
       1.0 / std::sqrt(static_cast<double>(config_.in_channels) * config_.patch_size * config_.patch_size);
-  add("patch_embed", "cls_token", cls_token_, Init::tiny_normal);
-  add("patch_embed", "pos_embed", pos_embed_, Init::truncated_normal);
-  add("patch_embed", "register_tokens", register_tokens_, Init::tiny_normal);
-  add("patch_embed", "mask_token", mask_token_, Init::zeros);
-  add("patch_embed", "patch_embed.proj.weight", patch_weight_, Init::fan_in_uniform, patch_bound);
-  add("patch_embed", "patch_embed.proj.bias", patch_bias_, Init::fan_in_uniform, patch_bound);
+  add(kEmbedding, "cls_token", cls_token_, Init::tiny_normal);
+  add(kEmbedding, "pos_embed", pos_embed_, Init::truncated_normal);
+  add(kEmbedding, "register_tokens", register_tokens_, Init::tiny_normal);
+  add(kEmbedding, "mask_token", mask_token_, Init::zeros);
+  add(kEmbedding, "patch_embed.proj.weight", patch_weight_, Init::fan_in_uniform, patch_bound);
+  add(kEmbedding, "patch_embed.proj.bias", patch_bias_, Init::fan_in_uniform, patch_bound);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     Block& block = blocks_[i];
-    const std::string unit = fmt::format("blocks.{}", i);
+    const std::string unit = block_name(i);
     const auto in_block = [&](const char* name, at::Tensor& tensor, Init init) {
       add(unit, fmt::format("{}.{}", unit, name), tensor, init, config_.layer_scale);
     };
@@ -167,9 +174,13 @@ std::vector<Parameter> VisionTransformer::parameters() {
     in_block(config_.swiglu ? "mlp.w3.bias" : "mlp.fc2.bias", block.out_bias, Init::zeros);
     in_block("ls2.gamma", block.ls2_gamma, Init::layer_scale);
   }
-  add("norm", "norm.weight", norm_weight_, Init::ones);
-  add("norm", "norm.bias", norm_bias_, Init::zeros);
+  add(kNorm, "norm.weight", norm_weight_, Init::ones);
+  add(kNorm, "norm.bias", norm_bias_, Init::zeros);
   return list;
+}
+
+void VisionTransformer::enter(const std::string& unit) const {
+  if (before_unit_) before_unit_(unit);
 }
 
 at::Tensor VisionTransformer::positions(std::int64_t height, std::int64_t width) const {
@@ -226,6 +237,7 @@ VitOutput VisionTransformer::forward(const at::Tensor& images, const at::Tensor&
 }
 
 std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitInput>& inputs) const {
+  enter(kEmbedding);
   std::vector<at::Tensor> embedded;
   std::vector<Extent> extents;
   std::int64_t total = 0;
@@ -261,6 +273,7 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
     return selection;
   };
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    enter(block_name(i));
     const auto block = [this, i, attention = select(2 * i), ffn = select(2 * i + 1)](at::Tensor tokens) {
       blocks_[i].apply(tokens, attention, ffn, fast_products_);
       return tokens;
@@ -270,6 +283,7 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
             : block(std::move(x));
   }
 
+  enter(kNorm);
   x = at::layer_norm(x, {config_.embed_dim}, norm_weight_, norm_bias_, kNormEps);
   std::vector<VitOutput> outputs;
   for (const Extent& e : extents)
@@ -278,13 +292,16 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
 }
 
 std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& images, int n) const {
+  enter(kEmbedding);
   at::Tensor x = embed(images, {});
   const std::int64_t batch = x.size(0), tokens = x.size(1), dim = config_.embed_dim;
   const Selection all{{{batch, tokens, 0}}, {}};
   x = x.flatten(0, 1).clone();
   std::vector<VitOutput> outputs;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    enter(block_name(i));
     blocks_[i].apply(x, all, all, fast_products_);
+    if (i == blocks_.size() - static_cast<std::size_t>(n)) enter(kNorm);
     if (i + static_cast<std::size_t>(n) >= blocks_.size())
       outputs.push_back(split(at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps).view({batch, tokens, dim})));
   }

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -61,6 +62,8 @@ class VisionTransformer {
   void set_fast_products(bool fast) noexcept { fast_products_ = fast; }
   /// Of each block only the input is kept for the backward pass, which computes it again; off at first.
   void set_checkpoint_activations(bool checkpoint) noexcept { checkpoint_activations_ = checkpoint; }
+  /// What every forward calls with the name of a unit before it reads the unit's parameters; nothing at first.
+  void set_before_unit(std::function<void(const std::string& unit)> call) { before_unit_ = std::move(call); }
 
   VitOutput forward(const at::Tensor& images, const at::Tensor& masks = {}) const;
   /// Several crop resolutions in one pass over packed tokens; equal to separate forwards.
@@ -70,6 +73,7 @@ class VisionTransformer {
 
  private:
   struct Block;
+  void enter(const std::string& unit) const;
   at::Tensor embed(const at::Tensor& images, const at::Tensor& masks) const;
   at::Tensor positions(std::int64_t height, std::int64_t width) const;
   VitOutput split(const at::Tensor& tokens) const;
@@ -81,6 +85,7 @@ class VisionTransformer {
   at::Tensor norm_weight_, norm_bias_;
   bool fast_products_ = false;
   bool checkpoint_activations_ = false;
+  std::function<void(const std::string&)> before_unit_;
 };
 
 }  // namespace allosaur::model

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,6 +45,8 @@ class Network {
   const model::ProjectionHead& dino_head() const noexcept { return dino_head_; }
   const model::ProjectionHead& ibot_head() const noexcept { return ibot_head_ ? *ibot_head_ : dino_head_; }
   bool separate_ibot_head() const noexcept { return ibot_head_ != nullptr; }
+  /// See model::VisionTransformer::set_before_unit(); here with the unit's full name.
+  void before_backbone_unit(std::function<void(const std::string& unit)> call);
 
  private:
   NetworkConfig config_;

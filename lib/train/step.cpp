@@ -102,6 +102,7 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   for (const MicroBatch& batch : input.batches) {
     const at::Tensor& masked = targets.masked.emplace_back(batch.masks.flatten().nonzero().flatten());
     const model::VitOutput output = teacher_.backbone().forward(batch.global_crops);
+    units_.wait_for_teacher();
     cls.push_back(output.cls);
     dino.push_back(logits(teacher_.dino_head(), output.cls));
     ibot.push_back(logits(teacher_.ibot_head(), output.patches.flatten(0, 1).index_select(0, masked)));
@@ -142,6 +143,7 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
       {batch.global_crops, objective_.mask_input ? batch.masks : at::Tensor(), batch.kept_global}};
   if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local});
   const std::vector<model::VitOutput> student = student_.backbone().forward_packed(crops);
+  units_.wait_for_student();
   const at::Tensor& global_cls = student[0].cls;  // [2n, D]
   const at::Tensor cls = locals > 0 ? at::cat({student[1].cls, global_cls}) : global_cls;
   const at::Tensor patches = student[0].patches.flatten(0, 1).index_select(0, masked);
@@ -194,18 +196,20 @@ StepResult Trainer::run(const StepInput& input) {
   Stopwatch watch;
   const at::Tensor dino_center = state_.dino.state(), ibot_center = state_.ibot.state();
   result.loss_scale = state_.loss_scale;
-  units_.wait_for_teacher();
-  watch.lap(seconds.gather);
+  const auto lap = [&](double& section) {
+    watch.lap(section);
+    const double waited = units_.take_waited();
+    section -= waited;
+    seconds.gather += waited;
+  };
   TeacherTargets teacher = teacher_targets(input);
-  watch.lap(seconds.teacher);
-  units_.wait_for_student();
-  watch.lap(seconds.gather);
+  lap(seconds.teacher);
 
   at::Tensor values;
   for (std::size_t i = 0; i < input.batches.size(); ++i) {
     const Losses losses = student_losses(input.batches[i], teacher.masked[i], teacher, input.group);
     values = i == 0 ? losses.values : values + losses.values;
-    watch.lap(seconds.forward);
+    lap(seconds.forward);
     units_.begin_backward(i == 0, i + 1 == input.batches.size());
     // The mean over ranks divides here, once, before the sum.
     (losses.total * (state_.loss_scale / control_.size())).backward();

@@ -1,6 +1,7 @@
 #include "train/units.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -81,10 +82,12 @@ struct Units::Unit {
   const at::Tensor& reduced() const { return sum.defined() ? sum : gradient; }
 };
 
-Units::~Units() = default;
+Units::~Units() {
+  for (Network* network : {&student_, &teacher_}) network->before_backbone_unit(nullptr);
+}
 
 Units::Units(comm::Communicator& group, Network& student, Network& teacher, const UnitsConfig& config)
-    : group_(group), config_(config) {
+    : group_(group), student_(student), teacher_(teacher), config_(config) {
   const at::NoGradGuard no_grad;
   const at::ScalarType compute = scalar_type(config.precision);
   const auto options = at::TensorOptions().dtype(at::kFloat).device(config.device);
@@ -149,6 +152,11 @@ Units::Units(comm::Communicator& group, Network& student, Network& teacher, cons
     units_.push_back(std::move(unit));
     begin = end;
   }
+  const auto wait_in = [this](Network& network, Gathers& gathers) {
+    network.before_backbone_unit([this, &gathers](const std::string& unit) { wait_up_to(unit, gathers); });
+  };
+  wait_in(student, student_gathers_);
+  wait_in(teacher, teacher_gathers_);
 }
 
 void Units::begin_backward(bool first, bool last) {
@@ -230,21 +238,29 @@ void Units::update(const ScheduleValues& values, const std::array<double, kSubmo
 }
 
 void Units::gather_teacher(Unit& unit) {
-  teacher_gathers_.push_back(group_.start_all_gather(unit.teacher_slice, unit.teacher));
+  teacher_gathers_.push_back({unit.name, group_.start_all_gather(unit.teacher_slice, unit.teacher)});
 }
 
 void Units::gather_student() {
-  for (auto& unit : units_) student_gathers_.push_back(group_.start_all_gather(unit->student_slice, unit->student));
+  for (auto& unit : units_)
+    student_gathers_.push_back({unit->name, group_.start_all_gather(unit->student_slice, unit->student)});
+}
+
+void Units::wait_up_to(std::string_view unit, Gathers& gathers) {
+  const auto found = std::ranges::find(gathers, unit, &Gather::unit);
+  if (found == gathers.end()) return;
+  const auto start = std::chrono::steady_clock::now();
+  for (auto gather = gathers.begin(); gather <= found; ++gather) gather->request.wait();
+  gathers.erase(gathers.begin(), found + 1);
+  waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void Units::wait_for_teacher() {
-  for (comm::Request& request : teacher_gathers_) request.wait();
-  teacher_gathers_.clear();
+  wait_up_to(units_.back()->name, teacher_gathers_);
 }
 
 void Units::wait_for_student() {
-  for (comm::Request& request : student_gathers_) request.wait();
-  student_gathers_.clear();
+  wait_up_to(units_.back()->name, student_gathers_);
 }
 
 void Units::gather_weights() {

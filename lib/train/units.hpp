@@ -1,8 +1,11 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -52,7 +55,8 @@ struct UnitsConfig {
 ///
 /// When the last backward pass has filled a unit, its reduce-scatter starts, in one fixed order on all ranks (last unit
 /// first), while the next unit is still in backward. As a unit is updated the gathering of its teacher starts, and at
-/// the end that of the student, which computes second. Cost a rank and iteration, for P parameters of b bytes
+/// the end that of the student, which computes second. A backbone's forward waits for each unit as it comes to it, so
+/// that later units arrive while it computes. Cost a rank and iteration, for P parameters of b bytes
 /// (gradients of heads: 4 bytes): reduce-scatter bP(W-1)/W bytes, two all-gathers of bP(W-1)/W bytes.
 class Units {
  public:
@@ -63,9 +67,11 @@ class Units {
   Units(const Units&) = delete;
   Units& operator=(const Units&) = delete;
 
-  /// Collective. Waits for the weights of the last update; call before the network's next forward.
+  /// Waits for what is left of the weights of the last update: before anything but the backbone's forward reads them.
   void wait_for_teacher();
   void wait_for_student();
+  /// Seconds that waiting for weights has taken since the last call, in the forwards too.
+  double take_waited() noexcept { return std::exchange(waited_, 0); }
   /// Before each backward pass of an iteration: the first zeroes the gradients, the last arms the reduction. The losses
   /// are already divided by the number of ranks.
   void begin_backward(bool first, bool last);
@@ -98,15 +104,24 @@ class Units {
 
  private:
   struct Unit;
+  /// A unit's weights on their way from the owners of their slices.
+  struct Gather {
+    std::string_view unit;
+    comm::Request request;
+  };
+  using Gathers = std::deque<Gather>;  // in the order of the units
+  void wait_up_to(std::string_view unit, Gathers& gathers);
   void issue_ready();
   void gather_teacher(Unit& unit);
   void gather_student();
 
   comm::Communicator& group_;
+  Network &student_, &teacher_;
   UnitsConfig config_;
   std::vector<std::unique_ptr<Unit>> units_;  // forward order
   std::size_t issued_ = 0;                    // units whose reduction has started, counted from the last
-  std::vector<comm::Request> teacher_gathers_, student_gathers_;
+  Gathers teacher_gathers_, student_gathers_;
+  double waited_ = 0;
 };
 
 }  // namespace allosaur::train

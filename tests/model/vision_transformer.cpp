@@ -68,6 +68,21 @@ TEST_CASE("a packed forward equals separate ones, and keeping all rows equals no
   CHECK(difference(packed[1].patches, kept[1].patches) < 1e-5);
 }
 
+TEST_CASE("every forward announces its units, in order and once") {
+  const at::NoGradGuard no_grad;
+  const auto backbone = model::new_backbone(tiny(), 1);
+  std::vector<std::string> seen, expected;
+  for (const model::Parameter& parameter : backbone->parameters())
+    if (expected.empty() || expected.back() != parameter.unit) expected.push_back(parameter.unit);
+  backbone->set_before_unit([&](const std::string& unit) { seen.push_back(unit); });
+  const at::Tensor images = at::randn({1, 3, 16, 16});
+  backbone->forward(images);
+  CHECK(seen == expected);
+  seen.clear();
+  backbone->intermediate_layers(images, 1);
+  CHECK(seen == expected);
+}
+
 TEST_CASE("stochastic depth works in 16 bits") {
   const auto backbone = model::new_backbone(tiny(), 1), narrow = model::new_backbone(tiny(), 1);
   for (const model::Parameter& parameter : narrow->parameters())

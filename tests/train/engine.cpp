@@ -211,6 +211,21 @@ TEST_CASE("a loss that is not finite on one rank updates nothing on any") {
   CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
 }
 
+TEST_CASE("a backbone's forward waits for the weights of the update, unit by unit") {
+  Engine engine(testing::world());
+  const at::NoGradGuard no_grad;
+  for (int i = 0; i < 3; ++i) {
+    const train::StepInput input = engine.input();
+    engine.trainer->run(input);
+    const at::Tensor images = input.batches[0].global_crops;
+    const at::Tensor student = engine.student.backbone().forward(images).patches,
+                     teacher = engine.teacher.backbone().forward(images).patches;
+    engine.weights();
+    CHECK(at::equal(student, engine.student.backbone().forward(images).patches));
+    CHECK(at::equal(teacher, engine.teacher.backbone().forward(images).patches));
+  }
+}
+
 TEST_CASE("optimiser state is shared out, and the bytes sent are those of the formula") {
   auto& world = testing::world();
   const std::int64_t ranks = world.size();
