@@ -93,6 +93,26 @@ ALLOSAUR_VECTORISED void copy_scaled(std::int64_t n, const float* __restrict x, 
   for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * scale;
 }
 
+struct Products {
+  float xx, xy;
+};
+
+ALLOSAUR_VECTORISED Products dot(std::int64_t n, const float* x, const float* y) {
+  float xx = 0, xy = 0;
+#pragma omp simd reduction(+ : xx, xy)
+  for (std::int64_t i = 0; i < n; ++i) {
+    xx += x[i] * x[i];
+    xy += x[i] * y[i];
+  }
+  return {xx, xy};
+}
+
+/// output = a x + b y.
+ALLOSAUR_VECTORISED void combine(std::int64_t n, float a, const float* __restrict x, float b, const float* __restrict y,
+                                 float* __restrict output) {
+  for (std::int64_t i = 0; i < n; ++i) output[i] = a * x[i] + b * y[i];
+}
+
 std::int64_t rows_a_piece(std::int64_t width) {
   return std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, width));
 }
@@ -227,6 +247,34 @@ void run(const ResidualGather& k) {
       copy_scaled(k.dim, x.read(row_at(k.index, i) * k.dim, k.dim), k.scale == nullptr ? 1.0F : k.scale[i],
                   output.write(i * k.dim));
       output.finish(i * k.dim, k.dim);
+    }
+  });
+}
+
+void run(const WeightNorm& k) {
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View gain(k.gain, k.type, 1), direction(k.direction, k.type, k.dim), output(k.output, k.output_type, k.dim);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* v = direction.read(i * k.dim, k.dim);
+      copy_scaled(k.dim, v, *gain.read(i, 1) / std::sqrt(dot(k.dim, v, v).xx), output.write(i * k.dim));
+      output.finish(i * k.dim, k.dim);
+    }
+  });
+}
+
+void run(const WeightNormBackward& k) {
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View gain(k.gain, k.type, 1), direction(k.direction, k.type, k.dim);
+    View grad_output(k.grad_output, k.output_type, k.dim);
+    View grad_gain(k.grad_gain, k.type, 1), grad_direction(k.grad_direction, k.type, k.dim);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float *v = direction.read(i * k.dim, k.dim), *grad = grad_output.read(i * k.dim, k.dim);
+      const Products products = dot(k.dim, v, grad);
+      const float norm = std::sqrt(products.xx), along = products.xy / norm, scale = *gain.read(i, 1) / norm;
+      *grad_gain.write(i) = along;
+      grad_gain.finish(i, 1);
+      combine(k.dim, scale, grad, -scale * along / norm, v, grad_direction.write(i * k.dim));
+      grad_direction.finish(i * k.dim, k.dim);
     }
   });
 }

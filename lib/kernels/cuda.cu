@@ -313,6 +313,34 @@ __global__ void residual_gather(ResidualGather k) {
   for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) put(output + i, widen(x[i]) * scale);
 }
 
+template <class T, class Output>
+__global__ void weight_norm(WeightNorm k) {
+  const T* v = static_cast<const T*>(k.direction) + blockIdx.x * k.dim;
+  Output* output = static_cast<Output*>(k.output) + blockIdx.x * k.dim;
+  float squares = 0;
+  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) squares += widen(v[i]) * widen(v[i]);
+  const float scale = widen(static_cast<const T*>(k.gain)[blockIdx.x]) / sqrtf(sum_over_block(squares).a);
+  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) put(output + i, widen(v[i]) * scale);
+}
+
+template <class T, class Output>
+__global__ void weight_norm_backward(WeightNormBackward k) {
+  const T* v = static_cast<const T*>(k.direction) + blockIdx.x * k.dim;
+  const Output* grad = static_cast<const Output*>(k.grad_output) + blockIdx.x * k.dim;
+  T* grad_direction = static_cast<T*>(k.grad_direction) + blockIdx.x * k.dim;
+  float squares = 0, product = 0;
+  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) {
+    squares += widen(v[i]) * widen(v[i]);
+    product += widen(v[i]) * widen(grad[i]);
+  }
+  const Sums sums = sum_over_block(squares, product);
+  const float norm = sqrtf(sums.a), along = sums.b / norm;
+  const float scale = widen(static_cast<const T*>(k.gain)[blockIdx.x]) / norm;
+  if (threadIdx.x == 0) put(static_cast<T*>(k.grad_gain) + blockIdx.x, along);
+  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads)
+    put(grad_direction + i, scale * (widen(grad[i]) - along / norm * widen(v[i])));
+}
+
 unsigned blocks_for(std::int64_t elements) {
   return static_cast<unsigned>((elements + kThreads - 1) / kThreads);
 }
@@ -440,6 +468,27 @@ void run(const ResidualGather& k, void* stream) {
     residual_gather<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
   });
   check(cudaGetLastError(), "ResidualGather");
+}
+
+void run(const WeightNorm& k, void* stream) {
+  if (k.rows == 0) return;
+  with_type(k.type, [&](auto type) {
+    with_type(k.output_type, [&](auto output) {
+      weight_norm<decltype(type), decltype(output)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
+    });
+  });
+  check(cudaGetLastError(), "WeightNorm");
+}
+
+void run(const WeightNormBackward& k, void* stream) {
+  if (k.rows == 0) return;
+  with_type(k.type, [&](auto type) {
+    with_type(k.output_type, [&](auto output) {
+      weight_norm_backward<decltype(type), decltype(output)>
+          <<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
+    });
+  });
+  check(cudaGetLastError(), "WeightNormBackward");
 }
 
 }  // namespace allosaur::kernels::cuda

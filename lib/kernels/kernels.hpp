@@ -158,4 +158,21 @@ struct ResidualGather {
   void* output = nullptr;  ///< [rows, dim]
 };
 
+/// Weight normalisation (Salimans & Kingma 2016), row by row: output[i] = gain[i] * direction[i] / |direction[i]|.
+struct WeightNorm {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32, output_type = Type::f32;
+  const void *gain = nullptr, *direction = nullptr;  ///< [rows], [rows, dim] of `type`
+  void* output = nullptr;                            ///< [rows, dim] of `output_type`
+};
+
+/// Its gradients.
+struct WeightNormBackward {
+  std::int64_t rows = 0, dim = 0;
+  Type type = Type::f32, output_type = Type::f32;
+  const void *gain = nullptr, *direction = nullptr;
+  const void* grad_output = nullptr;                     ///< [rows, dim] of `output_type`
+  void *grad_gain = nullptr, *grad_direction = nullptr;  ///< [rows], [rows, dim] of `type`
+};
+
 }  // namespace allosaur::kernels

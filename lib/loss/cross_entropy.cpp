@@ -1,6 +1,7 @@
 #include "loss/cross_entropy.hpp"
 
 #include <algorithm>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -32,15 +33,42 @@ void target_rows(const Targets& targets, std::int64_t first, double weight, bool
 /// The gradients come out of the forward pass, where the scores are at hand, and wait for the backward one.
 struct Function : torch::autograd::Function<Function> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& student,
-                            const at::Tensor& prototypes, const Targets& teacher, const at::Tensor& pairs,
-                            const at::Tensor& row_weight, double temperature, bool fast, at::Tensor* per_crop_out) {
-    const std::int64_t crops = student.size(0), n = student.size(1), count = prototypes.size(0);
-    const auto pair = pairs.accessor<float, 2>();
+                            const at::Tensor& prototypes, const std::vector<Comparison>* comparisons,
+                            double temperature, bool fast, std::vector<at::Tensor>* per_crop) {
     at::Tensor grad_student = at::empty_like(student, at::MemoryFormat::Contiguous);
     at::Tensor grad_prototypes = at::zeros_like(prototypes, at::MemoryFormat::Contiguous);
+    at::Tensor total = at::zeros({}, student.options());
+    const model::Products products(fast);
+    std::int64_t begin = 0;
+    for (const Comparison& comparison : *comparisons) {
+      const std::int64_t crops = comparison.pairs.size(0), n = comparison.row_weight.size(0);
+      const auto part = [&](const at::Tensor& rows) { return rows.narrow(0, begin, crops * n).view({crops, n, -1}); };
+      const at::Tensor losses =
+          compare(comparison, part(student), prototypes, temperature, part(grad_student), grad_prototypes);
+      total += losses.sum() * comparison.weight;
+      per_crop->push_back(losses);
+      begin += crops * n;
+    }
+    context->save_for_backward({grad_student, grad_prototypes});
+    return total;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grad_output) {
+    const auto saved = context->get_saved_variables();
+    // In place: one of them is as large as the prototypes. A second backward pass through the same loss is an error.
+    return {saved[0].mul_(grad_output[0]), saved[1].mul_(grad_output[0]), {}, {}, {}, {}};
+  }
+
+ private:
+  /// The losses [C] of student [C, n, b]; writes its gradients and adds those of the prototypes, with the weight.
+  static at::Tensor compare(const Comparison& comparison, const at::Tensor& student, const at::Tensor& prototypes,
+                            double temperature, const at::Tensor& grad_student, at::Tensor& grad_prototypes) {
+    const at::Tensor& pairs = comparison.pairs;
+    const std::int64_t crops = student.size(0), n = student.size(1), count = prototypes.size(0);
+    const auto pair = pairs.accessor<float, 2>();
     at::Tensor loss = at::empty({crops, n}, student.options());
     at::Tensor all_scores, all_targets;
-    const model::Products products(fast);
     for_row_chunks(n, crops * count, [&](std::int64_t first, std::int64_t rows) {
       if (!all_scores.defined()) {
         all_scores = at::empty({crops * rows, count}, student.options());
@@ -50,7 +78,7 @@ struct Function : torch::autograd::Function<Function> {
       const at::Tensor x = student.narrow(1, first, rows).reshape({crops * rows, -1});
       at::Tensor scores = all_scores.narrow(0, 0, crops * rows), target = all_targets.narrow(0, 0, rows);
       at::mm_out(scores, x, prototypes.t());
-      const at::Tensor weight = row_weight.narrow(0, first, rows).contiguous();
+      const at::Tensor weight = comparison.row_weight.narrow(0, first, rows).contiguous();
       double mass = 0;  // of the targets a crop is compared with
       for (std::int64_t c = 0; c < crops; ++c) {
         if (c == 0 || !std::equal(pair[c].data(), pair[c].data() + pairs.size(1), pair[c - 1].data())) {
@@ -58,7 +86,7 @@ struct Function : torch::autograd::Function<Function> {
           bool any = false;
           for (std::int64_t g = 0; g < pairs.size(1); ++g)
             if (pair[c][g] != 0) {
-              target_rows(teacher, g * n + first, pair[c][g], any, target);
+              target_rows(comparison.teacher, g * n + first, pair[c][g], any, target);
               any = true;
               mass += pair[c][g];
             }
@@ -75,30 +103,22 @@ struct Function : torch::autograd::Function<Function> {
                                                .temperature = temperature,
                                                .loss = row_losses.mutable_data_ptr<float>()});
       }
-      grad_student.narrow(1, first, rows).copy_(at::mm(scores, prototypes).view({crops, rows, -1}));
-      grad_prototypes.addmm_(scores.t(), x);
+      grad_student.narrow(1, first, rows)
+          .copy_((at::mm(scores, prototypes) * comparison.weight).view({crops, rows, -1}));
+      grad_prototypes.addmm_(scores.t(), x, 1, comparison.weight);
     });
-    context->save_for_backward({grad_student, grad_prototypes});
-    *per_crop_out = loss.sum(1);
-    return per_crop_out->sum();
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 const torch::autograd::variable_list& grad_output) {
-    const auto saved = context->get_saved_variables();
-    // In place: one of them is as large as the prototypes. A second backward pass through the same loss is an error.
-    return {saved[0].mul_(grad_output[0]), saved[1].mul_(grad_output[0]), {}, {}, {}, {}, {}, {}};
+    return loss.sum(1);
   }
 };
 
 }  // namespace
 
-CrossEntropy prototype_cross_entropy(const at::Tensor& student, const at::Tensor& prototypes, const Targets& teacher,
-                                     const at::Tensor& pairs, const at::Tensor& row_weight, double student_temperature,
+CrossEntropy prototype_cross_entropy(const at::Tensor& student, const at::Tensor& prototypes,
+                                     const std::vector<Comparison>& comparisons, double student_temperature,
                                      bool fast) {
   CrossEntropy result;
-  result.total = Function::apply(student.to(at::kFloat), prototypes.to(at::kFloat), teacher, pairs, row_weight,
-                                 student_temperature, fast, &result.per_crop);
+  result.total =
+      Function::apply(student.to(at::kFloat), prototypes, &comparisons, student_temperature, fast, &result.per_crop);
   return result;
 }
 

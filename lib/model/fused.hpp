@@ -31,6 +31,10 @@ enum class Activation : std::uint8_t { none, gelu, swiglu };
 at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activation, const at::Tensor& input,
                       const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& gamma, bool fast);
 
+/// gain * direction / |direction|, row by row, differentiable: gain [K, 1], direction [K, b]; returns [K, b] of `type`,
+/// whatever theirs is. Keeps both.
+at::Tensor weight_norm(const at::Tensor& gain, const at::Tensor& direction, at::ScalarType type);
+
 /// Exact GELU, differentiable. Keeps x.
 at::Tensor fused_gelu(const at::Tensor& x);
 

@@ -46,8 +46,8 @@ at::Tensor ProjectionHead::embed(const at::Tensor& x) const {
   return y / at::norm(y, 2, -1, true).clamp_min(eps);
 }
 
-at::Tensor ProjectionHead::prototypes() const {
-  return direction_ * (gain_ / at::norm(direction_, 2, 1, true));
+at::Tensor ProjectionHead::prototypes(at::ScalarType type) const {
+  return weight_norm(gain_, direction_, type);
 }
 
 }  // namespace allosaur::model

@@ -28,8 +28,8 @@ class ProjectionHead {
   void set_fast_products(bool fast) noexcept { fast_products_ = fast; }
   /// x [n, D] -> unit vectors [n, bottleneck].
   at::Tensor embed(const at::Tensor& x) const;
-  /// The effective prototypes g * v / |v|, [K, bottleneck].
-  at::Tensor prototypes() const;
+  /// The effective prototypes g * v / |v|, [K, bottleneck] of `type`.
+  at::Tensor prototypes(at::ScalarType type) const;
 
  private:
   HeadConfig config_;

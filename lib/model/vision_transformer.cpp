@@ -261,8 +261,9 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
     std::int64_t begin = 0;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Extent& e = extents[i];
-      const at::Tensor kept = inputs[i].kept.empty() ? at::arange(e.batch, x.options().dtype(at::kLong))
-                                                     : inputs[i].kept.at(branch).to(x.device());
+      const at::Tensor kept = inputs[i].kept.empty()
+                                  ? at::arange(e.batch, x.options().dtype(at::kLong))
+                                  : inputs[i].kept.at(branch).to(x.device(), at::kLong, /*non_blocking=*/true);
       selection.extents.push_back({kept.size(0), e.tokens, begin});
       begin += selection.extents.back().rows();
       rows.push_back((kept.unsqueeze(1) * e.tokens + at::arange(e.tokens, kept.options()) + e.begin).flatten());

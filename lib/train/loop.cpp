@@ -120,7 +120,7 @@ StepInput assemble(const TrainConfig& config, const data::Batch& batch, std::int
     micro.global_crops = on_device(part(batch.global_crops, 2, first));
     if (locals > 0) micro.local_crops = on_device(part(batch.local_crops, locals, first));
     const at::Tensor masks = part(batch.masks, 2, first);
-    micro.masks = on_device(config.objective.mask_input ? masks : at::ones_like(masks));
+    micro.masks = config.objective.mask_input ? masks : at::ones_like(masks);
     GroupedRows rows{config.micro_batch, 2, config.group,
                      (iteration * config.batch_size + rank * images + first) / config.group};
     micro.kept_global = kept_rows(config.drop_path_rates, rows, config.seed, 0);

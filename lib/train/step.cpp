@@ -91,16 +91,22 @@ Trainer::Trainer(comm::Communicator& control, comm::Communicator& data, Network&
   if (config.precision == Precision::float16) state_.loss_scale = kInitialScale;
 }
 
+at::Tensor Trainer::on_device(const at::Tensor& host) const {
+  return host.to(config_.device, host.scalar_type(), /*non_blocking=*/true);
+}
+
 Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   const at::NoGradGuard no_grad;
   const double temperature = input.schedule.teacher_temperature;
   std::vector<at::Tensor> cls, dino, ibot, ibot_group;  // a micro-batch each
   const auto logits = [](const model::ProjectionHead& head, const at::Tensor& tokens) {
-    return at::mm(head.embed(tokens), head.prototypes().t());
+    const at::Tensor embedding = head.embed(tokens);
+    return at::mm(embedding, head.prototypes(embedding.scalar_type()).t());
   };
   TeacherTargets targets;
   for (const MicroBatch& batch : input.batches) {
-    const at::Tensor& masked = targets.masked.emplace_back(batch.masks.flatten().nonzero().flatten());
+    const at::Tensor on_host = batch.masks.flatten().nonzero().flatten();
+    const at::Tensor& masked = targets.masked.emplace_back(on_device(on_host));
     const model::VitOutput output = teacher_.backbone().forward(batch.global_crops);
     units_.wait_for_teacher();
     cls.push_back(output.cls);
@@ -109,8 +115,8 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
     // The group of each masked patch, counted over the micro-batches.
     const std::int64_t images = batch.masks.size(0) / 2;
     const at::Tensor of_crop =
-        at::arange(targets.images, targets.images + images, masked.options()).floor_divide(input.group).repeat({2});
-    ibot_group.push_back(of_crop.index_select(0, masked.floor_divide(batch.masks.size(1))));
+        at::arange(targets.images, targets.images + images, at::kLong).floor_divide(input.group).repeat({2});
+    ibot_group.push_back(of_crop.index_select(0, on_host.floor_divide(batch.masks.size(1))));
     targets.images += images;
   }
   targets.cls = joined(std::move(cls));
@@ -127,9 +133,9 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   const std::int64_t groups = targets.images / input.group;
   const at::Tensor group_of_row = at::cat(ibot_group);
   const at::Tensor counts = at::bincount(group_of_row, {}, groups).to(at::kFloat);
-  const at::Tensor means = at::zeros({groups, ibot_logits.size(1)}, counts.options())
-                               .index_add_(0, group_of_row, ibot_logits.to(at::kFloat))
-                               .div_(counts.clamp_min(1).unsqueeze(1));
+  const at::Tensor means = at::zeros({groups, ibot_logits.size(1)}, ibot_logits.options().dtype(at::kFloat))
+                               .index_add_(0, on_device(group_of_row), ibot_logits.to(at::kFloat))
+                               .div_(on_device(counts.clamp_min(1).unsqueeze(1)));
   state_.ibot.update(data_, means.sum(0), static_cast<double>((counts > 0).sum().item<std::int64_t>()));
   return targets;
 }
@@ -140,28 +146,13 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
   const std::int64_t locals = batch.local_crops.defined() ? batch.local_crops.size(0) / images : 0;
 
   std::vector<model::VitInput> crops{
-      {batch.global_crops, objective_.mask_input ? batch.masks : at::Tensor(), batch.kept_global}};
+      {batch.global_crops, objective_.mask_input ? on_device(batch.masks) : at::Tensor(), batch.kept_global}};
   if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local});
   const std::vector<model::VitOutput> student = student_.backbone().forward_packed(crops);
   units_.wait_for_student();
   const at::Tensor& global_cls = student[0].cls;  // [2n, D]
   const at::Tensor cls = locals > 0 ? at::cat({student[1].cls, global_cls}) : global_cls;
   const at::Tensor patches = student[0].patches.flatten(0, 1).index_select(0, masked);
-
-  // Through the heads: one pass where class tokens and patches share one.
-  at::Tensor cls_embedding, patch_embedding;
-  if (student_.separate_ibot_head()) {
-    cls_embedding = student_.dino_head().embed(cls);
-    patch_embedding = student_.ibot_head().embed(patches);
-  } else {
-    const auto parts =
-        student_.dino_head().embed(at::cat({cls, patches})).split_with_sizes({cls.size(0), patches.size(0)});
-    cls_embedding = parts[0];
-    patch_embedding = parts[1];
-  }
-  const at::Tensor dino_prototypes = student_.dino_head().prototypes();
-  const at::Tensor ibot_prototypes =
-      student_.separate_ibot_head() ? student_.ibot_head().prototypes() : dino_prototypes;
 
   // DINO: every local crop against both teacher crops, every global crop against the other one; all pairs weigh the
   // same.
@@ -170,23 +161,36 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
   pairs[locals][1] = 1;
   pairs[locals + 1][0] = 1;
   const auto terms = static_cast<double>(2 + 2 * locals), all_images = static_cast<double>(teacher.images);
-  const at::Tensor image_weight =
-      at::full({images}, 1.0 / (terms * all_images), cls_embedding.options().dtype(at::kFloat));
-  const loss::CrossEntropy dino =
-      loss::prototype_cross_entropy(cls_embedding.view({locals + 2, images, -1}), dino_prototypes,
-                                    TeacherTargets::take(teacher.dino, teacher.dino_used, 2 * images), pairs,
-                                    image_weight, objective_.student_temperature, student_.config().fast_products);
-  const loss::CrossEntropy ibot = loss::prototype_cross_entropy(
-      patch_embedding.unsqueeze(0), ibot_prototypes,
-      TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
-      masked_weights(batch.masks, 2 * teacher.images), objective_.student_temperature, student_.config().fast_products);
+  const loss::Comparison dino{TeacherTargets::take(teacher.dino, teacher.dino_used, 2 * images), pairs,
+                              at::full({images}, 1.0 / (terms * all_images), cls.options().dtype(at::kFloat)),
+                              objective_.dino_weight};
+  const loss::Comparison ibot{TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
+                              on_device(masked_weights(batch.masks, 2 * teacher.images)), objective_.ibot_weight};
+  // In one pass where class tokens and patches share a head.
+  const auto compare = [&](const model::ProjectionHead& head, const at::Tensor& tokens,
+                           const std::vector<loss::Comparison>& comparisons) {
+    return loss::prototype_cross_entropy(head.embed(tokens), head.prototypes(at::kFloat), comparisons,
+                                         objective_.student_temperature, student_.config().fast_products);
+  };
+  at::Tensor cross_entropy, dino_losses, ibot_losses;  // weighted; the losses by crop are not
+  if (student_.separate_ibot_head()) {
+    const loss::CrossEntropy of_cls = compare(student_.dino_head(), cls, {dino}),
+                             of_patches = compare(student_.ibot_head(), patches, {ibot});
+    cross_entropy = of_cls.total + of_patches.total;
+    dino_losses = of_cls.per_crop[0];
+    ibot_losses = of_patches.per_crop[0];
+  } else {
+    const loss::CrossEntropy both = compare(student_.dino_head(), at::cat({cls, patches}), {dino, ibot});
+    cross_entropy = both.total;
+    dino_losses = both.per_crop[0];
+    ibot_losses = both.per_crop[1];
+  }
   const auto halves = global_cls.chunk(2);
   const at::Tensor koleo =
       (loss::koleo(halves[0], group) + loss::koleo(halves[1], group)) * (static_cast<double>(images) / all_images);
-  const at::Tensor total =
-      dino.total * objective_.dino_weight + ibot.total * objective_.ibot_weight + koleo * objective_.koleo_weight;
-  return {total, at::stack({dino.per_crop.narrow(0, 0, locals).sum(), dino.per_crop.narrow(0, locals, 2).sum(),
-                            ibot.total.detach(), koleo.detach(), total.detach()})
+  const at::Tensor total = cross_entropy + koleo * objective_.koleo_weight;
+  return {total, at::stack({dino_losses.narrow(0, 0, locals).sum(), dino_losses.narrow(0, locals, 2).sum(),
+                            ibot_losses.sum(), koleo.detach(), total.detach()})
                      .to(at::kDouble)};
 }
 

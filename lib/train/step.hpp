@@ -27,7 +27,7 @@ struct ObjectiveConfig {
 struct MicroBatch {
   at::Tensor global_crops;                          // [2n, C, S, S], crop-major
   at::Tensor local_crops;                           // [L * n, C, s, s], crop-major, or undefined
-  at::Tensor masks;                                 // bool [2n, N]
+  at::Tensor masks;                                 // bool [2n, N], in host memory
   std::vector<at::Tensor> kept_global, kept_local;  ///< see model::VitInput::kept; empty without stochastic depth
 };
 
@@ -78,7 +78,8 @@ struct TrainerState {
 };
 
 /// One iteration of DINOv2 pretraining (facts 2.1): teacher forward, student forward, losses, backward with overlapped
-/// reduction, clip, AdamW, EMA.
+/// reduction, clip, AdamW, EMA. A device is waited for once, between backward and update, where losses and gradient
+/// norms come to the host; what follows from the masks is computed there.
 class Trainer {
  public:
   /// `data` takes memory of the networks' device; `control` host memory (on CPUs they are the same). The teacher is
@@ -94,6 +95,7 @@ class Trainer {
  private:
   struct TeacherTargets;
   struct Losses;
+  at::Tensor on_device(const at::Tensor& host) const;
   TeacherTargets teacher_targets(const StepInput& input);
   Losses student_losses(const MicroBatch& batch, const at::Tensor& masked, TeacherTargets& teacher, std::int64_t group);
 

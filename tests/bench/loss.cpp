@@ -31,7 +31,7 @@ void run(std::int64_t prototypes, std::int64_t crops, std::int64_t images) {
   };
   const auto ours = [&] {
     clear();
-    loss::prototype_cross_entropy(student, weights, targets, pairs, row_weight).total.backward();
+    loss::prototype_cross_entropy(student.flatten(0, 1), weights, {{targets, pairs, row_weight}}).total.backward();
   };
   const auto theirs = [&] {
     clear();

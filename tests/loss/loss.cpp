@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -87,10 +88,11 @@ void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::Scala
   std::vector<at::Tensor> ours{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
   std::vector<at::Tensor> theirs{student.to(at::kDouble).requires_grad_(true),
                                  weights.to(at::kDouble).requires_grad_(true)};
-  const loss::CrossEntropy result = loss::prototype_cross_entropy(ours[0], ours[1], targets, pairs, row_weight);
+  const loss::CrossEntropy result =
+      loss::prototype_cross_entropy(ours[0].flatten(0, 1), ours[1], {{targets, pairs, row_weight}});
   const at::Tensor expected = reference(theirs[0], theirs[1]);
   CHECK(result.total.item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
-  CHECK(result.per_crop.sum().item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
+  CHECK(result.per_crop[0].sum().item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
   (result.total * 3).backward();
   (expected * 3).backward();
   for (std::size_t i = 0; i < 2; ++i)
@@ -102,6 +104,32 @@ TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores
 }
 TEST_CASE("cross-entropy over several chunks of rows is the same") {
   check_cross_entropy(3, 800'000, at::kFloat);  // two rows of five crops a chunk, then one
+}
+TEST_CASE("comparisons that share prototypes add up, each with its weight") {
+  at::manual_seed(5);
+  const loss::Targets some = loss::centre(at::randn({4, 7}), at::zeros({7}), 0.07),
+                      others = loss::centre(at::randn({5, 7}), at::zeros({7}), 0.07);
+  const loss::Comparison first{some, at::ones({3, 2}), at::rand({2}), 0.5},
+      second{others, at::ones({1, 1}), at::rand({5}), 2};
+  at::Tensor student = at::randn({11, 6}).requires_grad_(true), weights = at::randn({7, 6}).requires_grad_(true);
+  const loss::CrossEntropy both = loss::prototype_cross_entropy(student, weights, {first, second});
+  both.total.backward();
+  const at::Tensor grad_student = student.grad().clone(), grad_weights = weights.grad().clone();
+  student.mutable_grad().zero_();
+  weights.mutable_grad().zero_();
+  const auto alone = [&](loss::Comparison comparison, const at::Tensor& rows) {
+    const double weight = std::exchange(comparison.weight, 1);
+    const loss::CrossEntropy one = loss::prototype_cross_entropy(rows, weights, {comparison});
+    (one.total * weight).backward();
+    return one;
+  };
+  const loss::CrossEntropy one = alone(first, student.narrow(0, 0, 6)), two = alone(second, student.narrow(0, 6, 5));
+  CHECK(both.total.item<double>() ==
+        doctest::Approx(0.5 * one.total.item<double>() + 2 * two.total.item<double>()).epsilon(1e-6));
+  CHECK(difference(both.per_crop[0], one.per_crop[0]) < 1e-6);
+  CHECK(difference(both.per_crop[1], two.per_crop[0]) < 1e-6);
+  CHECK(difference(grad_student, student.grad()) < 1e-5);
+  CHECK(difference(grad_weights, weights.grad()) < 1e-5);
 }
 TEST_CASE("the teacher's logits may be kept in 16 bits") {
   check_cross_entropy(5, 9, at::kBFloat16);

@@ -105,6 +105,27 @@ TEST_CASE("fused branches give the same without gradients") {
   CHECK(at::equal(branch.fused(branch.inputs), expected));
 }
 
+TEST_CASE("fused weight normalisation equals LibTorch's operators, with both gradients") {
+  at::manual_seed(2);
+  const at::Tensor gain = at::rand({70, 1}) + 0.5, direction = at::randn({70, 300}), along = at::randn({70, 300});
+  const auto run = [&](at::ScalarType type, const auto& normalise) {
+    std::vector<at::Tensor> leaves{gain.to(type).clone().requires_grad_(true),
+                                   direction.to(type).clone().requires_grad_(true)};
+    const at::Tensor output = normalise(leaves[0], leaves[1]);
+    (output * along).sum().backward();
+    return std::vector<at::Tensor>{output.detach(), leaves[0].grad(), leaves[1].grad()};
+  };
+  const auto plain =
+      run(at::kDouble, [](const at::Tensor& g, const at::Tensor& v) { return v * (g / v.norm(2, 1, true)); });
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto ours =
+        run(type, [](const at::Tensor& g, const at::Tensor& v) { return model::weight_norm(g, v, at::kFloat); });
+    const double tolerance = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      CHECK((ours[i].to(at::kDouble) - plain[i]).norm().item<double>() < tolerance * plain[i].norm().item<double>());
+  }
+}
+
 TEST_CASE("fused GELU equals LibTorch's") {
   const at::Tensor x = at::linspace(-6, 6, 1001).requires_grad_(true), y = x.detach().clone().requires_grad_(true);
   const at::Tensor ours = model::fused_gelu(x), theirs = at::gelu(y);

@@ -213,10 +213,10 @@ TEST_CASE("a loss that is not finite on one rank updates nothing on any") {
 
 TEST_CASE("a backbone's forward waits for the weights of the update, unit by unit") {
   Engine engine(testing::world());
-  const at::NoGradGuard no_grad;
   for (int i = 0; i < 3; ++i) {
     const train::StepInput input = engine.input();
     engine.trainer->run(input);
+    const at::NoGradGuard no_grad;
     const at::Tensor images = input.batches[0].global_crops;
     const at::Tensor student = engine.student.backbone().forward(images).patches,
                      teacher = engine.teacher.backbone().forward(images).patches;
