@@ -1,54 +1,91 @@
-// One iteration of the production engine: a published ViT-S/16 with one head of 65,536 prototypes, 2 + 8 random crops
-// an image, the images of an iteration in one group, on one rank. tests/bench/iteration runs it in turn with
-// iteration_peer.py, which works alike: an unmeasured iteration, then one for each line of standard input, with a JSON
-// object on standard output.
+// One iteration of the production engine: a vision transformer of 16-pixel patches with one head of 65,536 prototypes,
+// 2 + 8 random crops an image, the images of an iteration in one group, on one rank. tests/bench/iteration runs it in
+// turn with iteration_peer.py, which works alike: an unmeasured iteration, then one for each line of standard input,
+// with a JSON object on standard output.
 #include <cstdlib>
 #include <iostream>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <sys/resource.h>
+#ifdef ALLOSAUR_HAVE_CUDA
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#endif
 
 #include "bench/bench.hpp"
 #include "comm/environment.hpp"
+#ifdef ALLOSAUR_HAVE_CUDA
+#include "comm/nccl_communicator.hpp"
+#endif
 #include "core/random.hpp"
+#include "model/linear.hpp"
+#include "train/plan.hpp"
 #include "train/step.hpp"
 
 namespace {
 
 using namespace allosaur;
 
-constexpr std::int64_t kLocalCrops = 8;
+constexpr std::int64_t kLocalCrops = 8, kGlobalSide = 224, kLocalSide = 96;
 constexpr std::uint64_t kSeed = 0;
 
 struct Arguments {
-  int images = 4, threads = 1;
+  std::string arch = "vit_small", device = "cpu", precision = "float32", images = "4", threads = "1";
   bool fast = false;
 };
+
+[[noreturn]] void refuse(const std::string& what) {
+  fmt::print(stderr,
+             "error: {}.\nusage: bench_iteration [--arch NAME] [--device cpu|cuda] [--precision "
+             "float32|bfloat16|float16] [--images N] [--threads N] [--fast]\n",
+             what);
+  std::exit(2);
+}
 
 Arguments parse(int argc, char** argv) {
   Arguments arguments;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
-    int* value = flag == "--images" ? &arguments.images : flag == "--threads" ? &arguments.threads : nullptr;
-    if (flag == "--fast") {
+    std::string* value = flag == "--arch"        ? &arguments.arch
+                         : flag == "--device"    ? &arguments.device
+                         : flag == "--precision" ? &arguments.precision
+                         : flag == "--images"    ? &arguments.images
+                         : flag == "--threads"   ? &arguments.threads
+                                                 : nullptr;
+    if (flag == "--fast")
       arguments.fast = true;
-    } else if (value == nullptr || ++i == argc || (*value = std::atoi(argv[i])) < 1) {
-      fmt::print(stderr, "error: there is no flag {}, or no positive number follows it.\nusage: {} {}\n", flag, argv[0],
-                 "[--images N] [--threads N] [--fast]");
-      std::exit(2);
-    }
+    else if (value == nullptr || ++i == argc)
+      refuse("there is no flag " + flag + ", or no value follows it");
+    else
+      *value = argv[i];
   }
   return arguments;
 }
 
-train::NetworkConfig published_network(bool fast) {
+int positive(const std::string& flag, const std::string& text) {
+  const int value = std::atoi(text.c_str());
+  if (value < 1) refuse(fmt::format("{} is {}; it must be a positive number", flag, text));
+  return value;
+}
+
+train::Precision precision(const std::string& name) {
+  for (const auto p : {train::Precision::float32, train::Precision::bfloat16, train::Precision::float16})
+    if (name == train::name_of(p)) return p;
+  refuse("there is no precision " + name);
+}
+
+train::NetworkConfig published_network(const std::string& arch, bool fast) {
   train::NetworkConfig network;
-  network.backbone = model::vit_preset("vit_small");
+  network.backbone = model::vit_preset(arch);
   network.backbone.patch_size = 16;
+  network.backbone.swiglu = arch == "vit_giant2";
   network.dino_head = network.ibot_head = {.in_dim = network.backbone.embed_dim};
   network.fast_products = fast;
   return network;
@@ -67,15 +104,17 @@ at::Tensor random_masks(std::int64_t images, std::int64_t patches, std::uint64_t
   return masks;
 }
 
-train::StepInput random_input(const model::VitConfig& backbone, std::int64_t images, std::int64_t iteration) {
+train::StepInput random_input(const train::TrainConfig& config, std::int64_t iteration) {
+  const std::int64_t images = config.batch_size, grid = config.network.backbone.grid();
+  const auto crops = [&](std::int64_t count, std::int64_t side) {
+    return at::randn({count * images, 3, side, side}).to(config.units.device);
+  };
   train::MicroBatch batch;
-  batch.global_crops = at::randn({2 * images, 3, 224, 224});
-  batch.local_crops = at::randn({kLocalCrops * images, 3, 96, 96});
-  batch.masks = random_masks(images, static_cast<std::int64_t>(backbone.grid()) * backbone.grid(),
-                             static_cast<std::uint64_t>(iteration));
-  const std::vector<double> rates(static_cast<std::size_t>(backbone.depth), 0.3);
-  batch.kept_global = train::kept_rows(rates, {images, 2, images, iteration}, kSeed, 0);
-  batch.kept_local = train::kept_rows(rates, {images, kLocalCrops, images, iteration}, kSeed, 1);
+  batch.global_crops = crops(2, kGlobalSide);
+  batch.local_crops = crops(kLocalCrops, kLocalSide);
+  batch.masks = random_masks(images, grid * grid, static_cast<std::uint64_t>(iteration));
+  batch.kept_global = train::kept_rows(config.drop_path_rates, {images, 2, images, iteration}, kSeed, 0);
+  batch.kept_local = train::kept_rows(config.drop_path_rates, {images, kLocalCrops, images, iteration}, kSeed, 1);
 
   train::StepInput input;
   input.batches.push_back(batch);
@@ -83,6 +122,41 @@ train::StepInput random_input(const model::VitConfig& backbone, std::int64_t ima
   input.schedule = {
       .lr = 1e-4, .weight_decay = 0.04, .momentum = 0.992, .teacher_temperature = 0.04, .last_layer_lr = 1e-4};
   return input;
+}
+
+/// Waits until a GPU has done what was queued.
+void synchronise(const at::Device& device) {
+#ifdef ALLOSAUR_HAVE_CUDA
+  if (device.is_cuda()) c10::cuda::device_synchronize();
+#endif
+  (void)device;
+}
+
+/// Of the device's tensors, or of the process.
+std::int64_t peak_bytes(const at::Device& device) {
+#ifdef ALLOSAUR_HAVE_CUDA
+  if (device.is_cuda()) return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak;
+#endif
+  (void)device;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
+}
+
+/// Floating-point operations a second of a large product in the compute type.
+double matrix_rate(const train::UnitsConfig& units, bool fast) {
+  const at::NoGradGuard no_grad;
+  const std::int64_t side = units.device.is_cuda() ? 8192 : 1024;
+  const at::Tensor x =
+      at::ones({side, side}, at::TensorOptions(units.device).dtype(train::scalar_type(units.precision)));
+  const auto multiply = [&] {
+    model::linear(x, x, x[0], fast);
+    synchronise(units.device);
+  };
+  multiply();
+  std::vector<double> seconds;
+  for (int i = 0; i < 5; ++i) seconds.push_back(bench::seconds(multiply));
+  return 2.0 * static_cast<double>(side * side * side) / bench::median(seconds);
 }
 
 }  // namespace
@@ -93,34 +167,57 @@ int main(int argc, char** argv) {
   ::mallopt(M_MMAP_MAX, 0);
   ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
   comm::Environment environment(argc, argv);
-  at::set_num_threads(arguments.threads);
+  at::set_num_threads(positive("--threads", arguments.threads));
   at::set_num_interop_threads(1);
+  comm::Communicator& world = environment.world();
 
-  const train::NetworkConfig config = published_network(arguments.fast);
-  train::Network student(config), teacher(config);
+  train::TrainConfig config;
+  config.network = published_network(arguments.arch, arguments.fast);
+  config.drop_path_rates.assign(static_cast<std::size_t>(config.network.backbone.depth), 0.3);
+  config.batch_size = config.group = config.micro_batch = positive("--images", arguments.images);
+  config.units.precision = precision(arguments.precision);
+  config.loader.augment.local_crops_size = kLocalSide;
+  comm::Communicator* data = &world;
+#ifdef ALLOSAUR_HAVE_CUDA
+  std::unique_ptr<comm::Communicator> nccl;
+  if (arguments.device == "cuda") {
+    if (c10::cuda::device_count() == 0) refuse("there is no CUDA device");
+    config.units.device = at::Device(at::kCUDA, 0);
+    nccl = std::make_unique<comm::NcclCommunicator>(world, 0);
+    data = nccl.get();
+  }
+#endif
+  if (arguments.device != config.units.device.str().substr(0, arguments.device.size()))
+    refuse("this build cannot use the device " + arguments.device);
+
+  train::Network student(config.network), teacher(config.network);
   for (train::Network* network : {&student, &teacher})
     for (const train::NetworkParameter& p : network->parameters()) model::initialise(p.parameter, p.prefix, kSeed);
-  comm::Communicator& world = environment.world();
-  train::Units units(world, student, teacher, {});
-  train::Trainer trainer(world, world, student, teacher, units, {}, {});
+  train::Units units(*data, student, teacher, config.units);
+  train::Trainer trainer(world, *data, student, teacher, units, {}, config.units);
+  const train::Plan plan = train::plan(config, 1);
+  const double work = (plan.teacher.total() + plan.student.total()) * static_cast<double>(config.batch_size),
+               rate = matrix_rate(config.units, arguments.fast);
 
   std::int64_t iteration = 0;
   train::StepResult result;
   const auto iterate = [&] {
-    const train::StepInput input = random_input(config.backbone, arguments.images, iteration++);
-    return bench::seconds([&] { result = trainer.run(input); });
+    const train::StepInput input = random_input(config, iteration++);
+    synchronise(config.units.device);
+    return bench::seconds([&] {
+      result = trainer.run(input);
+      synchronise(config.units.device);
+    });
   };
   iterate();
   for (std::string line; std::getline(std::cin, line);) {
     const double seconds = iterate();
-    if (result.verdict != train::StepVerdict::updated) {
+    if (result.verdict == train::StepVerdict::not_finite) {
       fmt::print(stderr, "error: iteration {} is not finite.\n", iteration);
       return 5;
     }
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    fmt::print("{{\"seconds\": {:.4f}, \"peak_bytes\": {}, \"loss\": {:.4f}}}\n", seconds, usage.ru_maxrss * 1024,
-               result.total);
+    fmt::print("{{\"seconds\": {:.4f}, \"peak_bytes\": {}, \"loss\": {:.4f}, \"utilisation\": {:.3f}}}\n", seconds,
+               peak_bytes(config.units.device), result.total, work / seconds / rate);
     std::fflush(stdout);
   }
 }

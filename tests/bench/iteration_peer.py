@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The iteration of iteration.cpp, written plainly in PyTorch: eager, float32, from the published recipe.
+"""The iteration of iteration.cpp, written plainly in PyTorch: eager, from the published recipe; in 16 bits by autocast.
 
 The same sizes, options and protocol: an unmeasured iteration, then one for each line of standard input, with a JSON
 object on standard output. tests/bench/iteration runs both in turn.
@@ -16,7 +16,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-WIDTH, DEPTH, HEADS, PATCH, DROP_RATE = 384, 12, 6, 16, 0.3
+ARCHITECTURES = {
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+    "vit_giant2": (1536, 40, 24),
+}
+WIDTH, DEPTH, HEADS = ARCHITECTURES["vit_small"]  # main() chooses
+PATCH, DROP_RATE = 16, 0.3
 PROTOTYPES, HIDDEN, BOTTLENECK = 65536, 2048, 256
 LOCAL_CROPS = 8
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
@@ -45,12 +53,26 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(crops, tokens, WIDTH))
 
 
+class SwiGlu(nn.Module):
+    def __init__(self):
+        super().__init__()
+        hidden = (4 * WIDTH * 2 // 3 + 7) // 8 * 8
+        self.w12, self.w3 = nn.Linear(WIDTH, 2 * hidden), nn.Linear(hidden, WIDTH)
+
+    def forward(self, x):
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
+
+
 class Block(nn.Module):
     def __init__(self, drop_rate):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
         self.attn = Attention()
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+        if WIDTH == ARCHITECTURES["vit_giant2"][0]:
+            self.mlp = SwiGlu()
+        else:
+            self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
         self.ls1, self.ls2 = LayerScale(), LayerScale()
         self.drop_rate = drop_rate
 
@@ -59,8 +81,8 @@ class Block(nn.Module):
         if self.drop_rate == 0:
             return x + branch(x)
         crops = x.shape[0]
-        kept = torch.randperm(crops)[: max(int(crops * (1 - self.drop_rate)), 1)]
-        residual = branch(x.index_select(0, kept))
+        kept = torch.randperm(crops, device=x.device)[: max(int(crops * (1 - self.drop_rate)), 1)]
+        residual = branch(x.index_select(0, kept)).to(x.dtype)
         return torch.index_add(x.flatten(1), 0, kept, residual.flatten(1), alpha=crops / len(kept)).view_as(x)
 
     def forward(self, x):
@@ -126,12 +148,13 @@ class Center:
     """Softmax centring; a batch's mean counts from the next batch on."""
 
     def __init__(self):
-        self.center = torch.zeros(1, PROTOTYPES)
+        self.center = 0
         self.mean = None
 
     def __call__(self, logits):
         if self.mean is not None:
             self.center = self.center * 0.9 + self.mean * 0.1
+        logits = logits.float()
         self.mean = logits.mean(0, keepdim=True)
         return F.softmax((logits - self.center) / TEACHER_TEMPERATURE, dim=-1)
 
@@ -140,14 +163,14 @@ def dino_loss(student, teacher):
     """Mean cross-entropy of every student crop with every teacher crop, summed over the pairs."""
     total = 0
     for s in student:
-        log_p = F.log_softmax(s / STUDENT_TEMPERATURE, dim=-1)
+        log_p = F.log_softmax(s.float() / STUDENT_TEMPERATURE, dim=-1)
         for t in teacher:
             total = total - (t * log_p).sum(-1).mean()
     return total
 
 
 def ibot_loss(student, teacher, masks):
-    loss = (teacher * F.log_softmax(student / STUDENT_TEMPERATURE, dim=-1)).sum(-1)
+    loss = (teacher * F.log_softmax(student.float() / STUDENT_TEMPERATURE, dim=-1)).sum(-1)
     weight = (1 / masks.sum(1).clamp(min=1)).unsqueeze(1).expand_as(masks)[masks]
     return -(loss * weight).sum() / len(masks)
 
@@ -155,7 +178,7 @@ def ibot_loss(student, teacher, masks):
 def koleo_loss(features):
     if len(features) < 2:
         return features.sum() * 0
-    x = F.normalize(features, eps=1e-8)
+    x = F.normalize(features.float(), eps=1e-8)
     with torch.no_grad():
         similarity = (x @ x.T).fill_diagonal_(-1)
         nearest = similarity.argmax(1)
@@ -185,8 +208,10 @@ def random_masks(images, patches):
 
 
 class Training:
-    def __init__(self):
-        self.student = nn.ModuleDict({"backbone": VisionTransformer(DROP_RATE), "head": Head()})
+    def __init__(self, device, dtype):
+        self.student = nn.ModuleDict({"backbone": VisionTransformer(DROP_RATE), "head": Head()}).to(device)
+        self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         for block in self.teacher["backbone"].blocks:
             block.drop_rate = 0
@@ -201,8 +226,7 @@ class Training:
         logits = self.teacher["head"](torch.cat([second, first, patches[masks]]))
         return self.dino_center(logits[: len(cls)]), self.ibot_center(logits[len(cls) :])
 
-    def step(self, global_crops, local_crops, masks):
-        self.optimizer.zero_grad()
+    def loss(self, global_crops, local_crops, masks):
         dino_targets, ibot_targets = self.targets(global_crops, masks)
 
         global_cls, patches = self.student["backbone"](global_crops, masks)
@@ -215,12 +239,19 @@ class Training:
         loss = dino_loss(local_logits.chunk(LOCAL_CROPS), dino_targets.chunk(2)) / terms
         loss = loss + dino_loss([global_logits], [dino_targets]) * 2 / terms
         loss = loss + ibot_loss(patch_logits, ibot_targets, masks)
-        loss = loss + 0.1 * sum(koleo_loss(crop) for crop in global_cls.chunk(2))
-        loss.backward()
+        return loss + 0.1 * sum(koleo_loss(crop) for crop in global_cls.chunk(2))
 
+    def step(self, global_crops, local_crops, masks):
+        self.optimizer.zero_grad()
+        with self.autocast:
+            loss = self.loss(global_crops, local_crops, masks)
+        self.scaler.scale(loss).backward()
+
+        self.scaler.unscale_(self.optimizer)
         for module in self.student.values():
             nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         with torch.no_grad():
             teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
             torch._foreach_mul_(teacher, MOMENTUM)
@@ -230,6 +261,9 @@ class Training:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="vit_small")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fast", action="store_true", help='set_float32_matmul_precision("medium")')
@@ -239,17 +273,23 @@ def main():
     if arguments.fast:
         torch.set_float32_matmul_precision("medium")
     torch.manual_seed(0)
-    training = Training()
+    global WIDTH, DEPTH, HEADS
+    WIDTH, DEPTH, HEADS = ARCHITECTURES[arguments.arch]
+    device = arguments.device
+    training = Training(device, getattr(torch, arguments.precision))
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def iterate():
         n = arguments.images
-        inputs = (
-            torch.randn(2 * n, 3, 224, 224),
-            torch.randn(LOCAL_CROPS * n, 3, 96, 96),
-            random_masks(n, (224 // PATCH) ** 2),
-        )
+        inputs = [
+            torch.randn(2 * n, 3, 224, 224).to(device),
+            torch.randn(LOCAL_CROPS * n, 3, 96, 96).to(device),
+            random_masks(n, (224 // PATCH) ** 2).to(device),
+        ]
+        synchronise()
         begin = time.perf_counter()
         loss = training.step(*inputs)
+        synchronise()
         return time.perf_counter() - begin, loss
 
     iterate()
@@ -257,7 +297,10 @@ def main():
         seconds, loss = iterate()
         if not math.isfinite(loss):
             sys.exit("error: the loss is not finite.")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": round(seconds, 4), "peak_bytes": peak, "loss": round(loss, 4)}), flush=True)
 
 

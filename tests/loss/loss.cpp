@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "devices.hpp"
 #include "loss/cross_entropy.hpp"
 #include "loss/koleo.hpp"
 #include "loss/targets.hpp"
@@ -64,23 +65,24 @@ TEST_CASE("the centre is folded in one step late and survives a checkpoint") {
   CHECK(difference(center.value(), at::full({3}, 0.1)) < 1e-6);
 }
 
-void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::ScalarType teacher_type) {
+void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::ScalarType teacher_type, at::Device device) {
   at::manual_seed(3);
   const std::int64_t crops = 5, width = 6;
-  at::Tensor student = at::randn({crops, images, width}), weights = at::randn({prototypes, width});
-  const at::Tensor logits = at::randn({2 * images, prototypes}).to(teacher_type);
-  const loss::Targets targets = loss::centre(logits, at::randn({prototypes}), 0.07);
+  const auto randn = [&](at::IntArrayRef shape) { return at::randn(shape).to(device); };
+  at::Tensor student = randn({crops, images, width}), weights = randn({prototypes, width});
+  const at::Tensor logits = randn({2 * images, prototypes}).to(teacher_type);
+  const loss::Targets targets = loss::centre(logits, randn({prototypes}), 0.07);
   at::Tensor pairs = at::ones({crops, 2});
   pairs[2][0] = 0;
   pairs[3][1] = 0;
   pairs[4].fill_(0);
-  const at::Tensor row_weight = at::rand({images});
+  const at::Tensor row_weight = at::rand({images}).to(device);
 
   const auto reference = [&](const at::Tensor& s, const at::Tensor& w) {
     const at::Tensor log_p = at::log_softmax(at::matmul(s, w.t()) / 0.1, 2);
     const at::Tensor t =
         at::softmax(logits.to(at::kDouble) / targets.temperature + targets.shift, 1).view({2, images, prototypes});
-    at::Tensor total = at::zeros({}, at::kDouble);
+    at::Tensor total = at::zeros({}, log_p.options());
     for (std::int64_t c = 0; c < crops; ++c)
       for (std::int64_t g = 0; g < 2; ++g) total = total - ((log_p[c] * t[g]).sum(1) * row_weight).sum() * pairs[c][g];
     return total;
@@ -100,10 +102,10 @@ void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::Scala
 }
 
 TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores") {
-  check_cross_entropy(5, 9, at::kFloat);
+  for (const at::Device device : testing::devices()) check_cross_entropy(5, 9, at::kFloat, device);
 }
 TEST_CASE("cross-entropy over several chunks of rows is the same") {
-  check_cross_entropy(3, 800'000, at::kFloat);  // two rows of five crops a chunk, then one
+  check_cross_entropy(3, 800'000, at::kFloat, at::kCPU);  // two rows of five crops a chunk, then one
 }
 TEST_CASE("comparisons that share prototypes add up, each with its weight") {
   at::manual_seed(5);
@@ -132,8 +134,8 @@ TEST_CASE("comparisons that share prototypes add up, each with its weight") {
   CHECK(difference(grad_weights, weights.grad()) < 1e-5);
 }
 TEST_CASE("the teacher's logits may be kept in 16 bits") {
-  check_cross_entropy(5, 9, at::kBFloat16);
-  check_cross_entropy(5, 9, at::kHalf);
+  for (const at::Device device : testing::devices())
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) check_cross_entropy(5, 9, type, device);
   const at::Tensor logits = at::randn({8, 12}).to(at::kBFloat16);
   const auto shift = [](const at::Tensor& rows) { return loss::sinkhorn_knopp(testing::world(), rows, 0.1).shift; };
   CHECK(at::equal(shift(logits), shift(logits.to(at::kFloat))));

@@ -1,10 +1,12 @@
 #include "model/fused.hpp"
 
 #include <functional>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "devices.hpp"
 #include "testing.hpp"
 
 namespace allosaur {
@@ -16,12 +18,13 @@ using Tensors = std::vector<at::Tensor>;
 struct Branch {
   model::Activation activation;
   bool chosen, layer_scale;
+  at::Device device;
   Tensors inputs;  // x, norm weight and bias, first weight and bias, second weight and bias, gamma
   model::Rows rows;
   at::Tensor grad;
 
-  Branch(model::Activation which, bool chosen_rows, bool with_gamma)
-      : activation(which), chosen(chosen_rows), layer_scale(with_gamma) {
+  Branch(model::Activation which, bool chosen_rows, bool with_gamma, at::Device where)
+      : activation(which), chosen(chosen_rows), layer_scale(with_gamma), device(where) {
     at::manual_seed(5);
     const std::int64_t tokens = 11, dim = 24, inner = 20, hidden = activation == model::Activation::swiglu ? 40 : inner;
     inputs = {at::randn({tokens, dim}) * 2 + 1,
@@ -32,8 +35,9 @@ struct Branch {
               at::randn({dim, inner}) * 0.2,
               at::randn({dim}),
               at::randn({dim}) * 1e-3};
-    if (chosen) rows = {at::tensor({7, 0, 10, 3, 4}, at::kLong), at::rand({5}) + 1};
-    grad = at::randn({tokens, dim});
+    for (at::Tensor& input : inputs) input = input.to(device);
+    if (chosen) rows = {at::tensor({7, 0, 10, 3, 4}, at::kLong).to(device), (at::rand({5}) + 1).to(device)};
+    grad = at::randn({tokens, dim}).to(device);
   }
 
   /// With LibTorch's own operators.
@@ -76,9 +80,10 @@ void compare(const Tensors& ours, const Tensors& theirs, double tolerance) {
 }
 
 void for_branches(const std::function<void(const Branch&)>& check) {
-  for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
-    for (const bool chosen : {false, true})
-      for (const bool layer_scale : {false, true}) check(Branch(activation, chosen, layer_scale));
+  for (const at::Device device : testing::devices())
+    for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
+      for (const bool chosen : {false, true})
+        for (const bool layer_scale : {false, true}) check(Branch(activation, chosen, layer_scale, device));
 }
 
 TEST_CASE("fused residual branches equal LibTorch's operators in float64, with all gradients") {
@@ -99,39 +104,43 @@ TEST_CASE("fused residual branches in 16 bits err no more than LibTorch's operat
 }
 
 TEST_CASE("fused branches give the same without gradients") {
-  const Branch branch(model::Activation::gelu, true, true);
-  const at::Tensor expected = branch.run(true, at::kFloat).front();
-  const at::NoGradGuard no_grad;
-  CHECK(at::equal(branch.fused(branch.inputs), expected));
+  for_branches([](const Branch& branch) {
+    const at::Tensor expected = branch.run(true, at::kFloat).front();
+    const at::NoGradGuard no_grad;
+    CHECK(at::equal(branch.fused(branch.inputs), expected));
+  });
 }
 
 TEST_CASE("fused weight normalisation equals LibTorch's operators, with both gradients") {
   at::manual_seed(2);
   const at::Tensor gain = at::rand({70, 1}) + 0.5, direction = at::randn({70, 300}), along = at::randn({70, 300});
-  const auto run = [&](at::ScalarType type, const auto& normalise) {
-    std::vector<at::Tensor> leaves{gain.to(type).clone().requires_grad_(true),
-                                   direction.to(type).clone().requires_grad_(true)};
+  const auto run = [&](at::Device device, at::ScalarType type, const auto& normalise) {
+    Tensors leaves;
+    for (const at::Tensor& input : {gain, direction})
+      leaves.push_back(input.to(device, type).clone().requires_grad_(true));
     const at::Tensor output = normalise(leaves[0], leaves[1]);
-    (output * along).sum().backward();
-    return std::vector<at::Tensor>{output.detach(), leaves[0].grad(), leaves[1].grad()};
+    (output * along.to(device)).sum().backward();
+    return Tensors{output.detach(), leaves[0].grad(), leaves[1].grad()};
   };
-  const auto plain =
-      run(at::kDouble, [](const at::Tensor& g, const at::Tensor& v) { return v * (g / v.norm(2, 1, true)); });
-  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
-    const auto ours =
-        run(type, [](const at::Tensor& g, const at::Tensor& v) { return model::weight_norm(g, v, at::kFloat); });
-    const double tolerance = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
-    for (std::size_t i = 0; i < ours.size(); ++i)
-      CHECK((ours[i].to(at::kDouble) - plain[i]).norm().item<double>() < tolerance * plain[i].norm().item<double>());
+  for (const at::Device device : testing::devices()) {
+    const Tensors plain =
+        run(device, at::kDouble, [](const at::Tensor& g, const at::Tensor& v) { return v * (g / v.norm(2, 1, true)); });
+    for (const auto& [type, tolerance] : {std::pair{at::kFloat, 1e-6}, {at::kHalf, 1e-3}, {at::kBFloat16, 8e-3}})
+      compare(run(device, type,
+                  [](const at::Tensor& g, const at::Tensor& v) { return model::weight_norm(g, v, at::kFloat); }),
+              plain, tolerance);
   }
 }
 
 TEST_CASE("fused GELU equals LibTorch's") {
-  const at::Tensor x = at::linspace(-6, 6, 1001).requires_grad_(true), y = x.detach().clone().requires_grad_(true);
-  const at::Tensor ours = model::fused_gelu(x), theirs = at::gelu(y);
-  (ours * ours).sum().backward();
-  (theirs * theirs).sum().backward();
-  compare({ours.detach(), x.grad()}, {theirs.detach(), y.grad()}, 1e-6);
+  for (const at::Device device : testing::devices()) {
+    const at::Tensor x = at::linspace(-6, 6, 1001).to(device).requires_grad_(true);
+    const at::Tensor y = x.detach().clone().requires_grad_(true);
+    const at::Tensor ours = model::fused_gelu(x), theirs = at::gelu(y);
+    (ours * ours).sum().backward();
+    (theirs * theirs).sum().backward();
+    compare({ours.detach(), x.grad()}, {theirs.detach(), y.grad()}, 1e-6);
+  }
 }
 
 }  // namespace

@@ -7,7 +7,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#ifdef ALLOSAUR_HAVE_CUDA
+#include "comm/nccl_communicator.hpp"
+#endif
 #include "core/random.hpp"
+#include "devices.hpp"
 #include "testing.hpp"
 #include "train/step.hpp"
 
@@ -52,8 +56,8 @@ train::MicroBatch micro_batch(std::int64_t first, std::int64_t images, double dr
 
 struct Engine {
   explicit Engine(comm::Communicator& ranks, const train::UnitsConfig& config = {}, bool recompute = false,
-                  train::Centering centering = train::Centering::sinkhorn_knopp)
-      : group(ranks), student(network(recompute)), teacher(network(recompute)) {
+                  train::Centering centering = train::Centering::sinkhorn_knopp, comm::Communicator* data = nullptr)
+      : group(ranks), device(config.device), student(network(recompute)), teacher(network(recompute)) {
     for (train::Network* n : {&student, &teacher})
       for (const train::NetworkParameter& p : n->parameters()) {
         model::initialise(p.parameter, p.prefix, 3);
@@ -61,10 +65,11 @@ struct Engine {
         // gradients.
         if (p.parameter.name.starts_with("mlp.")) p.parameter.tensor->mul_(10);
       }
-    units = std::make_unique<train::Units>(group, student, teacher, config);
+    if (data == nullptr) data = &group;
+    units = std::make_unique<train::Units>(*data, student, teacher, config);
     train::ObjectiveConfig objective;
     objective.centering = centering;
-    trainer = std::make_unique<train::Trainer>(group, group, student, teacher, *units, objective, config);
+    trainer = std::make_unique<train::Trainer>(group, *data, student, teacher, *units, objective, config);
   }
   static train::NetworkConfig network(bool recompute) {
     train::NetworkConfig config = small_network();
@@ -80,8 +85,12 @@ struct Engine {
         .lr = 0.01, .weight_decay = 0.1, .momentum = 0.9, .teacher_temperature = 0.05, .last_layer_lr = 0.01};
     step.statistics = true;
     const std::int64_t share = kImages / group.size(), size = share / passes;
-    for (int i = 0; i < passes; ++i)
-      step.batches.push_back(micro_batch(group.rank() * share + i * size, size, drop_rate));
+    for (int i = 0; i < passes; ++i) {
+      train::MicroBatch& batch =
+          step.batches.emplace_back(micro_batch(group.rank() * share + i * size, size, drop_rate));
+      batch.global_crops = batch.global_crops.to(device);
+      batch.local_crops = batch.local_crops.to(device);
+    }
     return step;
   }
 
@@ -93,11 +102,12 @@ struct Engine {
     std::vector<at::Tensor> all;
     for (train::Network* n : {&student, &teacher})
       for (const train::NetworkParameter& p : n->parameters())
-        all.push_back(p.parameter.tensor->detach().flatten().to(at::kDouble));
+        all.push_back(p.parameter.tensor->detach().flatten().cpu().to(at::kDouble));
     return at::cat(all);
   }
 
   comm::Communicator& group;
+  at::Device device;
   train::Network student, teacher;
   std::unique_ptr<train::Units> units;
   std::unique_ptr<train::Trainer> trainer;
@@ -135,6 +145,31 @@ TEST_CASE("losses and updates do not depend on the number of ranks or micro-batc
     CHECK(distance(split.weights() - before, change) < 1e-3);
   }
 }
+
+#ifdef ALLOSAUR_HAVE_CUDA
+TEST_CASE("iterations on a GPU are those on a CPU") {
+  auto& world = testing::world();
+  if (testing::devices().size() < 2 || world.size() > 1) {
+    if (world.rank() == 0) MESSAGE("skipped: needs one rank and a CUDA device");
+    return;
+  }
+  comm::NcclCommunicator nccl(world, 0);
+  for (const auto centering : {train::Centering::sinkhorn_knopp, train::Centering::softmax}) {
+    Engine host(world, {}, false, centering);
+    train::UnitsConfig config;
+    config.device = testing::devices().back();
+    Engine device(world, config, false, centering, &nccl);
+    const at::Tensor before = host.weights();
+    CHECK(at::equal(before, device.weights()));
+    for (int i = 0; i < 3; ++i) {
+      const train::StepResult expected = host.trainer->run(host.input()), ours = device.trainer->run(device.input());
+      CHECK(ours.total == doctest::Approx(expected.total).epsilon(1e-4));
+      CHECK(ours.gradient_norm[0] == doctest::Approx(expected.gradient_norm[0]).epsilon(1e-3));
+    }
+    CHECK(distance(device.weights() - before, host.weights() - before) < 1e-2);
+  }
+}
+#endif
 
 TEST_CASE("recomputing activations changes nothing") {
   Engine plain(testing::world()), recomputing(testing::world(), {}, true);
