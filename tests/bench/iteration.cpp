@@ -209,7 +209,9 @@ int main(int argc, char** argv) {
       synchronise(config.units.device);
     });
   };
-  iterate();
+  do {
+    iterate();
+  } while (result.verdict == train::StepVerdict::overflowed && iteration < 20);  // float16 looks for its loss scale
   for (std::string line; std::getline(std::cin, line);) {
     const double seconds = iterate();
     if (result.verdict == train::StepVerdict::not_finite) {
