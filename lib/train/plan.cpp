@@ -144,16 +144,15 @@ void add_work(Plan& plan, const TrainConfig& config, const NetworkConfig& teache
   add_head(plan.student, patch_head(student), compared, kTrained);
 }
 
-/// What lives from forward to backward, counted over the operations of the model and the loss. A rough guide: fused
-/// operations keep less, the allocator's rounding takes more.
+/// What lives from forward to backward, counted over the operations of the model and the loss. A guide: the allocator's
+/// rounding takes more.
 void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) {
   const NetworkConfig& network = config.network;
   const model::VitConfig& vit = network.backbone;
   const double dim = vit.embed_dim, hidden = vit.hidden_dim();
-  // Of a token in a block. Attention: the selected rows, their norm, q, k, v, the output in two layouts, the projection
-  // and its scaled copy; feed-forward: the selected rows, their norm, the hidden layer around its non-linearity, the
-  // result and its scaled copy.
-  const double kept = (1 + 1 + 3 + 2 + 2) * dim + (1 + 1 + 2) * dim + (vit.swiglu ? 4 : 2) * hidden;
+  // Of a token in a block (model/fused.hpp). Attention: the selected rows, q, k, v, the output in two layouts;
+  // feed-forward: the selected rows, the hidden layer before its non-linearity.
+  const double kept = (1 + 3 + 2) * dim + dim + (vit.swiglu ? 2 : 1) * hidden;
   double elements = 0, class_tokens = 0, values_of_images = 0;
   std::vector<double> blocks(config.drop_path_rates.size());
   for (const Resolution& r : resolutions(config)) {
@@ -180,13 +179,16 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
   double loss = 0;
   const auto add_rows = [&](const model::HeadConfig& head, double student_rows, double teacher_rows) {
     elements += student_rows * (head.in_dim + 2.0 * (head.layers - 1) * head.hidden_dim + 3.0 * head.bottleneck_dim);
-    const auto prototypes = static_cast<double>(head.prototypes);
-    loss += teacher_rows * prototypes * static_cast<double>(element);
-    // In float32: effective prototypes; their gradient as it is formed, scaled, and on its way through the weight norm.
-    loss += prototypes * head.bottleneck_dim * 4 * 4;
+    loss += teacher_rows * static_cast<double>(head.prototypes * element);
+  };
+  // Effective prototypes and their gradient in float32, and what it becomes behind the weight norm.
+  const auto add_prototypes = [&](const model::HeadConfig& head) {
+    loss += static_cast<double>(head.prototypes * head.bottleneck_dim * (4 + 4 + element));
   };
   add_rows(network.dino_head, class_tokens, 2 * images);
   add_rows(patch_head(network), compared * at_once, compared * images);
+  add_prototypes(network.dino_head);
+  if (network.separate_ibot_head) add_prototypes(network.ibot_head);
   plan.memory.activations = std::llround(elements) * element;
   plan.memory.loss = std::llround(loss);
   plan.memory.images = std::llround(values_of_images) * element * (1 + config.loader.prefetch);
@@ -195,7 +197,7 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
 }  // namespace
 
 std::int64_t Plan::Memory::total() const noexcept {
-  return weights + gradients + moments + masters + staging + activations + loss + images;
+  return weights + gradients + moments + masters + staging + activations + loss + images + checkpoint;
 }
 
 std::int64_t Plan::Sent::total() const noexcept {
@@ -245,7 +247,8 @@ Plan plan(const TrainConfig& config, int ranks, const NetworkConfig* distilled) 
 
   add_work(plan, config, distilled ? *distilled : config.network);
   plan.checkpoint_bytes = 16 * parameters + 8 * prototypes;  // weights, EMA and moments; centres with pending means
-  plan.checkpoints = config.keep_last + 2;                   // with the first, and the one being written
+  plan.memory.checkpoint = 16 * parameters / ranks;
+  plan.checkpoints = config.keep_last + 2;  // with the first, and the one being written
   if (config.keep_every > 0) plan.checkpoints += config.iterations / config.keep_every;
   return plan;
 }
@@ -276,9 +279,9 @@ std::string describe(const Plan& plan) {
                       millions(backbone), heads);
   text += fmt::format(
       "  Memory of a rank, GB: {:.2f}: weights {:.2f}, gradients {:.2f}, moments {:.2f}, masters {:.2f}, staging "
-      "{:.2f}; estimated: activations {:.2f}, loss {:.2f}; on the host: images {:.2f}.\n",
+      "{:.2f}; estimated: activations {:.2f}, loss {:.2f}; on the host: images {:.2f}, checkpoint {:.2f}.\n",
       gigabytes(m.total()), gigabytes(m.weights), gigabytes(m.gradients), gigabytes(m.moments), gigabytes(m.masters),
-      gigabytes(m.staging), gigabytes(m.activations), gigabytes(m.loss), gigabytes(m.images));
+      gigabytes(m.staging), gigabytes(m.activations), gigabytes(m.loss), gigabytes(m.images), gigabytes(m.checkpoint));
   text += fmt::format(
       "  Sent by a rank an iteration, GB: {:.3f}: gradients {:.3f}, student {:.3f}, teacher {:.3f}, centring {:.3f}.\n",
       gigabytes(s.total()), gigabytes(s.gradients), gigabytes(s.student), gigabytes(s.teacher), gigabytes(s.centring));

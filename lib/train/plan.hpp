@@ -14,7 +14,7 @@ struct Plan {
     std::string name;
     std::int64_t parameters;
   };
-  /// Bytes on one rank. All but the last three are exact up to the alignment of units.
+  /// Bytes on one rank, exact up to the alignment of units where they are not called an estimate.
   struct Memory {
     std::int64_t weights = 0;      ///< student, EMA and a distilled teacher, compute type
     std::int64_t gradients = 0;    ///< compute type
@@ -24,6 +24,7 @@ struct Plan {
     std::int64_t activations = 0;  ///< what autograd keeps until backward: an estimate
     std::int64_t loss = 0;         ///< teacher logits, prototypes and their gradients, chunks: an estimate
     std::int64_t images = 0;       ///< crops of the batch at work and of those decoded ahead, host memory
+    std::int64_t checkpoint = 0;   ///< the copy that a checkpoint is written from in the background, host memory
     std::int64_t total() const noexcept;
   };
   /// Bytes one rank sends in an iteration, with ring algorithms (comm::Traffic).
