@@ -84,7 +84,7 @@ ALLOSAUR_VECTORISED void blur_row(const float* __restrict in, std::size_t n, con
 ALLOSAUR_VECTORISED void blur_column(const std::array<const float*, kBlurTaps>& in, std::size_t n,
                                      const BlurWeights& weights, std::uint8_t* __restrict out) {
   for (std::size_t i = 0; i < n; ++i) {
-    out[i] = blurred_and_rounded(weights.data(), [&in, i](int k) { return in[static_cast<std::size_t>(k)][i]; });
+    out[i] = blurred_and_rounded(weights.data(), [taps = in.data(), i](int k) { return taps[k][i]; });
   }
 }
 
