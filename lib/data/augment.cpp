@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -11,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
+#include "kernels/crop_arithmetic.hpp"
 
 namespace allosaur::data {
 namespace {
@@ -129,24 +129,39 @@ int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> pl
   return denominator;
 }
 
+kernels::CropRecipe recipe_of(const AugmentConfig& config, const CropPlan& plan) {
+  kernels::CropRecipe recipe{.jitter = plan.jitter.has_value(),
+                             .grey = plan.grayscale,
+                             .blur = plan.blur_sigma.has_value(),
+                             .solarize = plan.solarize,
+                             .solarize_threshold = config.solarize_threshold};
+  if (plan.jitter) {
+    std::ranges::copy(plan.jitter->order, recipe.order);
+    recipe.brightness = static_cast<float>(plan.jitter->brightness);
+    recipe.contrast = static_cast<float>(plan.jitter->contrast);
+    recipe.saturation = static_cast<float>(plan.jitter->saturation);
+    recipe.hue = hue_turn(plan.jitter->hue);
+  }
+  if (plan.blur_sigma) std::ranges::copy(blur_weights(*plan.blur_sigma), recipe.blur_weights);
+  return recipe;
+}
+
 Normalization::Normalization(const AugmentConfig& config) : type_(config.type) {
-  if (type_ != c10::kFloat && type_ != c10::kBFloat16 && type_ != c10::kHalf && type_ != c10::kByte)
+  if (type_ != c10::kFloat && type_ != c10::kBFloat16 && type_ != c10::kHalf)
     throw std::logic_error(fmt::format("Normalization: crops of {}", c10::toString(type_)));
   const PixelConfig& pixels = config.pixels;
   check_pixels(pixels);
   for (std::size_t c = 0; c < pixels.mean.size(); ++c) {
     const auto mean = static_cast<float>(pixels.mean[c]), deviation = static_cast<float>(pixels.deviation[c]);
     for (int value = 0; value < 256; ++value) {
-      floats_.push_back((static_cast<float>(value) / 255.0F - mean) / deviation);
+      floats_.push_back(kernels::normalised(value, mean, deviation));
       halves_.push_back(type_ == c10::kHalf ? c10::Half(floats_.back()).x : c10::BFloat16(floats_.back()).x);
     }
   }
 }
 
 void Normalization::write(const Crop& crop, void* out) const {
-  if (type_ == c10::kByte)
-    std::memcpy(out, crop.values.data(), crop.values.size());
-  else if (type_ == c10::kFloat)
+  if (type_ == c10::kFloat)
     look_up(crop, floats_, out);
   else
     look_up(crop, halves_, out);
@@ -154,8 +169,8 @@ void Normalization::write(const Crop& crop, void* out) const {
 
 Augmenter::Augmenter(const AugmentConfig& config) : config_(config), normalization_(config) {}
 
-void Augmenter::augment(std::span<const std::byte> bytes, std::uint64_t seed, std::int64_t position,
-                        std::span<void* const> crops) {
+std::span<const CropPlan> Augmenter::augment(std::span<const std::byte> bytes, std::uint64_t seed,
+                                             std::int64_t position, std::span<void* const> crops) {
   const io::ImageInfo info = io::probe_image(bytes);
   draw_crops(config_, info.width, info.height, seed, position, plans_);
   const bool scalable = config_.dct_scaling && info.format == io::ImageFormat::jpeg && info.channels == 3;
@@ -168,12 +183,14 @@ void Augmenter::augment(std::span<const std::byte> bytes, std::uint64_t seed, st
   }
   for (std::size_t c = 0; c < plans_.size(); ++c)
     render(image_, plans_[c], denominator, crop_size(config_, c), crops[c]);
+  return plans_;
 }
 
 void Augmenter::render(const io::Image& image, const CropPlan& plan, int denominator, int size, void* out) {
   const double fraction = 1.0 / denominator;
   const io::Box box{plan.box.left * fraction, plan.box.top * fraction, plan.box.width * fraction,
                     plan.box.height * fraction};
+  if (!config_.finish) return resizer_.planar(image, box, size, size, plan.flip, static_cast<std::uint8_t*>(out));
   crop_.resize(image.channels, size, size);
   resizer_.planar(image, box, size, size, plan.flip, crop_.values.data());
   if (plan.jitter) apply(crop_, *plan.jitter);

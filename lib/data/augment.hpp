@@ -13,6 +13,7 @@
 #include "data/pixels.hpp"
 #include "io/image.hpp"
 #include "io/image_resize.hpp"
+#include "kernels/kernels.hpp"
 
 /// The published multi-crop augmentation, on 8-bit images with the arithmetic of Pillow and torchvision (facts 3.1).
 /// What is done to a crop is drawn first (CropPlan, a pure function of its key), then carried out (Augmenter).
@@ -36,8 +37,12 @@ struct AugmentConfig {
   int solarize_threshold = 128;
   /// Decode a JPEG at the smallest fraction of its size that serves every crop. False: whole, as published.
   bool dct_scaling = true;
-  /// Of crops: float32, bfloat16 or float16, normalised; or uint8 (kByte), as they are, for a device to do it.
+  /// Of finished crops: float32, bfloat16 or float16.
   c10::ScalarType type = c10::kFloat;
+  /// False: crops are uint8 values, cropped, resized and flipped only; kernels::FinishCrops does the rest.
+  bool finish = true;
+
+  c10::ScalarType written_type() const { return finish ? type : c10::kByte; }
 };
 
 /// A rectangle of whole pixels inside an image.
@@ -45,7 +50,7 @@ struct CropBox {
   int left = 0, top = 0, width = 0, height = 0;
 };
 
-enum class ColorOp : std::uint8_t { brightness, contrast, saturation, hue };
+using kernels::ColorOp;
 
 /// The colour jitter of one crop: every operation once, in this order.
 struct ColorJitter {
@@ -79,12 +84,15 @@ void draw_crops(const AugmentConfig& config, int width, int height, std::uint64_
 /// The largest of 1, 2, 4 and 8 that every box can be divided by and still have at least its crop's size both ways.
 int decode_denominator(const AugmentConfig& config, std::span<const CropPlan> plans);
 
+/// What is left to do to a crop that is not finished.
+kernels::CropRecipe recipe_of(const AugmentConfig& config, const CropPlan& plan);
+
 /// Turns crops into what a network reads: [channels, height, width] of AugmentConfig::type.
 class Normalization {
  public:
   /// Throws core::UsageError as check_pixels() does.
   explicit Normalization(const AugmentConfig& config);
-  /// (value / 255 - mean) / deviation per channel in float32, then rounded; uint8: the values.
+  /// (value / 255 - mean) / deviation per channel in float32, then rounded.
   void write(const Crop& crop, void* out) const;
 
  private:
@@ -100,11 +108,11 @@ class Augmenter {
   /// Throws core::UsageError as Normalization does.
   explicit Augmenter(const AugmentConfig& config);
 
-  /// Decodes an image and writes all its crops, [channels, size, size] of AugmentConfig::type each: crop c of
-  /// draw_crops() to crops[c]. A pure function of (config, bytes, seed, position). Throws core::InputError when the
-  /// image is broken.
-  void augment(std::span<const std::byte> bytes, std::uint64_t seed, std::int64_t position,
-               std::span<void* const> crops);
+  /// Decodes an image and writes all its crops, [channels, size, size] of AugmentConfig::written_type() each: crop c of
+  /// draw_crops() to crops[c]. Returns their plans, which stay until the next call. A pure function of (config, bytes,
+  /// seed, position). Throws core::InputError when the image is broken.
+  std::span<const CropPlan> augment(std::span<const std::byte> bytes, std::uint64_t seed, std::int64_t position,
+                                    std::span<void* const> crops);
 
   /// Carries out a plan on an image that was decoded at 1/denominator of the size the plan was drawn for.
   void render(const io::Image& image, const CropPlan& plan, int denominator, int size, void* out);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "io/image.hpp"
+#include "kernels/kernels.hpp"
 
 /// The single operations of the augmentation, in place, with the arithmetic of Pillow and torchvision on 8-bit images:
 /// value for value (of the blur, all but one in a thousand, which differ by one).
@@ -35,9 +36,15 @@ void solarize(Crop& crop, int threshold);      ///< inverts values of `threshold
 
 void gaussian_blur(io::Image& image, double sigma);  ///< as of a crop
 
+using BlurWeights = std::array<float, kernels::kBlurTaps>;
+BlurWeights blur_weights(double sigma);  ///< of the neighbours, in order; their sum is 1
+
 // Of RGB crops; others are left as they are.
 void adjust_saturation(Crop& crop, double factor);  ///< blend with the grey crop
 void adjust_hue(Crop& crop, double shift);          ///< turns the hue by `shift` of the circle, in Pillow's 8-bit HSV
 void convert_to_grayscale(Crop& crop);              ///< ITU-R 601-2 luma in all three channels
+
+/// The turn of an 8-bit hue, which wraps: cut towards zero, as torchvision does.
+int hue_turn(double shift);
 
 }  // namespace allosaur::data

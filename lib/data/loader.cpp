@@ -1,7 +1,6 @@
 #include "data/loader.hpp"
 
 #include <algorithm>
-#include <array>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -22,6 +21,8 @@ namespace {
 
 constexpr int kMaxAttempts = 100;           // replacements of one broken sample before giving up
 constexpr std::int64_t kJudgedFrom = 1000;  // distinct files seen before the broken ones are weighed against them
+
+constexpr auto kRecipeBytes = static_cast<std::int64_t>(sizeof(kernels::CropRecipe));
 
 /// A batch that worker threads are filling.
 struct Filling {
@@ -102,18 +103,23 @@ struct Loader::Impl {
   void start_batch() {
     const AugmentConfig& augmentation = config.augment;
     const std::int64_t patches = std::int64_t{config.mask.patches_per_side} * config.mask.patches_per_side;
-    const auto crops = [&](std::int64_t number, std::int64_t side) {
-      const std::array<std::int64_t, 4> sizes{number * images, augmentation.pixels.channels, side, side};
+    const auto take = [&](at::IntArrayRef sizes, at::ScalarType type) {
       // Page-locked memory is kept for further use by LibTorch, which knows what copies a GPU still has to make.
-      if (config.pinned && at::hasCUDA())
-        return at::empty(sizes, at::TensorOptions(augmentation.type).pinned_memory(true));
-      return memory->take(sizes, augmentation.type);
+      if (config.pinned && at::hasCUDA()) return at::empty(sizes, at::TensorOptions(type).pinned_memory(true));
+      return memory->take(sizes, type);
     };
+    const auto crops = [&](std::int64_t number, std::int64_t side) {
+      return take({number * images, augmentation.pixels.channels, side, side}, augmentation.written_type());
+    };
+    const auto recipes = [&](std::int64_t number) { return take({number * images, kRecipeBytes}, at::kByte); };
     Batch batch;
     batch.iteration = next_iteration++;
     batch.global_crops = crops(2, augmentation.global_crops_size);
-    if (augmentation.local_crops_number > 0)
+    if (!augmentation.finish) batch.global_recipes = recipes(2);
+    if (augmentation.local_crops_number > 0) {
       batch.local_crops = crops(augmentation.local_crops_number, augmentation.local_crops_size);
+      if (!augmentation.finish) batch.local_recipes = recipes(augmentation.local_crops_number);
+    }
     batch.masks = at::empty({2 * images, patches}, at::kBool);
     batch.keys.resize(static_cast<std::size_t>(images));
     filling.push_back({std::move(batch), images});
@@ -126,16 +132,26 @@ struct Loader::Impl {
     const std::int64_t slot = first_slot + image;
     if (image == 0 || slot % config.group == 0) fill_masks(batch, image);
 
-    std::vector<void*> crops;
-    const auto add = [&](const at::Tensor& tensor, std::int64_t number) {
-      const std::size_t bytes = static_cast<std::size_t>(tensor.stride(0)) * tensor.element_size();
-      crops.push_back(static_cast<std::byte*>(tensor.data_ptr()) +
+    // Of every crop of the image: its place in tensors of all of them.
+    const auto places = [&](const at::Tensor& globals, const at::Tensor& locals) {
+      std::vector<void*> all;
+      const auto add = [&](const at::Tensor& tensor, std::int64_t number) {
+        const std::size_t bytes = static_cast<std::size_t>(tensor.stride(0)) * tensor.element_size();
+        all.push_back(static_cast<std::byte*>(tensor.data_ptr()) +
                       static_cast<std::size_t>(number * images + image) * bytes);
+      };
+      for (std::int64_t c = 0; c < 2; ++c) add(globals, c);
+      for (std::int64_t l = 0; l < config.augment.local_crops_number; ++l) add(locals, l);
+      return all;
     };
-    for (std::int64_t c = 0; c < 2; ++c) add(batch.global_crops, c);
-    for (std::int64_t l = 0; l < config.augment.local_crops_number; ++l) add(batch.local_crops, l);
     const std::int64_t position = batch.iteration * config.global_batch + slot;
-    batch.keys[static_cast<std::size_t>(image)] = render_sample(position, augmenter, crops);
+    Rendered rendered = render_sample(position, augmenter, places(batch.global_crops, batch.local_crops));
+    if (!config.augment.finish) {
+      const std::vector<void*> recipes = places(batch.global_recipes, batch.local_recipes);
+      for (std::size_t c = 0; c < recipes.size(); ++c)
+        *static_cast<kernels::CropRecipe*>(recipes[c]) = recipe_of(config.augment, rendered.plans[c]);
+    }
+    batch.keys[static_cast<std::size_t>(image)] = std::move(rendered.key);
   }
 
   /// This rank's rows of the masks of the group that image `image` belongs to.
@@ -152,15 +168,19 @@ struct Loader::Impl {
     }
   }
 
-  /// Writes the crops of the image at a global position, or of the replacement of a broken one; returns its key.
-  std::string render_sample(std::int64_t position, Augmenter& augmenter, std::span<void* const> crops) {
+  struct Rendered {
+    std::string key;
+    std::span<const CropPlan> plans;  ///< the augmenter's
+  };
+  /// Writes the crops of the image at a global position, or of the replacement of a broken one.
+  Rendered render_sample(std::int64_t position, Augmenter& augmenter, std::span<void* const> crops) {
     std::int64_t index = sampler(position);
     for (std::uint32_t attempt = 1; attempt <= kMaxAttempts; ++attempt) {
       mark_seen(index);
       try {
         Sample sample = dataset->get(index);
-        augmenter.augment(sample.bytes, config.seed, position, crops);
-        return std::move(sample.key);
+        const std::span<const CropPlan> plans = augmenter.augment(sample.bytes, config.seed, position, crops);
+        return {std::move(sample.key), plans};
       } catch (const core::InputError& error) {
         reject(index, error.what());
       }

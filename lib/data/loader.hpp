@@ -25,7 +25,8 @@ struct LoaderConfig {
   /// Sizes of the sources that the data set joins, and their weights (see Sampler); both empty: one source.
   std::vector<std::int64_t> source_sizes;
   std::vector<double> source_weights;
-  bool pinned = false;  ///< crops in page-locked memory, where there is CUDA: to be copied to a GPU while it works
+  bool pinned =
+      false;  ///< crops and recipes in page-locked memory, where there is CUDA: to be copied to a GPU while it works
   double max_rejected = 0.01;  ///< fraction of the distinct files seen that may be broken
   /// Told of every broken file, once, as it is met. From worker threads, one at a time; may be empty.
   std::function<void(const std::string& key, const std::string& reason)> reject;
@@ -34,8 +35,10 @@ struct LoaderConfig {
 /// This rank's part of one iteration: n = global_batch / ranks images.
 struct Batch {
   std::int64_t iteration = 0;
-  at::Tensor global_crops;        // AugmentConfig::type [2n, channels, S, S]; crop-major
+  at::Tensor global_crops;        // AugmentConfig::written_type() [2n, channels, S, S]; crop-major
   at::Tensor local_crops;         // as these [L*n, channels, s, s]; undefined when there are no local crops
+  at::Tensor global_recipes;      // uint8 [2n, sizeof(kernels::CropRecipe)]: of global_crops; finished: undefined
+  at::Tensor local_recipes;       // as these [L*n, ...]; undefined when there are no local crops
   at::Tensor masks;               // bool [2n, N]; groups of `group` images are masked independently
   std::vector<std::string> keys;  // n sample names, for error reports
 };

@@ -5,7 +5,7 @@
 #define ALLOSAUR_KERNELS(apply)                                                                                     \
   apply(AdamWEma) apply(TargetRows) apply(CrossEntropyRows) apply(RowLogSumExp) apply(ColumnLogSumExp)              \
       apply(LayerNorm) apply(LayerNormBackward) apply(Gelu) apply(GeluBackward) apply(SwiGlu) apply(SwiGluBackward) \
-          apply(ResidualAdd) apply(ResidualGather) apply(WeightNorm) apply(WeightNormBackward)
+          apply(ResidualAdd) apply(ResidualGather) apply(WeightNorm) apply(WeightNormBackward) apply(FinishCrops)
 
 namespace allosaur::kernels {
 

@@ -175,4 +175,34 @@ struct WeightNormBackward {
   void *grad_gain = nullptr, *grad_direction = nullptr;  ///< [rows], [rows, dim] of `type`
 };
 
+/// Blur is separable, and reaches this far each way.
+inline constexpr int kBlurRadius = 4, kBlurTaps = 2 * kBlurRadius + 1;
+
+enum class ColorOp : std::uint8_t { brightness, contrast, saturation, hue };
+
+/// What is done to the colours of one crop: jitter, grey, blur, solarisation. Saturation, hue and grey are of RGB
+/// crops; others are left as they are.
+struct CropRecipe {
+  bool jitter = false, grey = false, blur = false, solarize = false;
+  /// Of jitter: every operation once, in this order.
+  ColorOp order[4] = {ColorOp::brightness, ColorOp::contrast, ColorOp::saturation, ColorOp::hue};
+  float brightness = 1, contrast = 1, saturation = 1;  ///< factors: blends with black, the mean grey, the grey crop
+  std::int32_t hue = 0;                                ///< turn of the 8-bit hue
+  float blur_weights[kBlurTaps] = {};                  ///< of the neighbours, along rows and columns
+  std::int32_t solarize_threshold = 128;               ///< values of this and more are inverted
+};
+
+/// Finishes crops that were resized: colours as Pillow and torchvision compute them on 8-bit images, then
+/// (value / 255 - mean) / deviation, rounded to `type`. The host and CUDA give the same bits. A crop has fewer than
+/// 2^31 values.
+struct FinishCrops {
+  std::int64_t crops = 0, channels = 3, height = 0, width = 0;
+  std::uint8_t* values = nullptr;                     ///< [crops, channels, height, width], overwritten
+  const CropRecipe* recipes = nullptr;                ///< [crops]
+  const float *mean = nullptr, *deviation = nullptr;  ///< [channels]
+  float* workspace = nullptr;                         ///< [crops, height, width]
+  Type type = Type::f32;
+  void* output = nullptr;  ///< [crops, channels, height, width]
+};
+
 }  // namespace allosaur::kernels

@@ -133,6 +133,7 @@ data::AugmentConfig augment_config(const core::Options& o) {
   a.solarize_global2 = fraction("crops.solarize");
   a.solarize_threshold = static_cast<int>(not_negative(o, "crops.solarize_threshold"));
   a.dct_scaling = o.flag("crops.dct_scaling");
+  a.finish = !o.flag("crops.finish_on_device");
   return a;
 }
 
@@ -184,6 +185,10 @@ void declare_options(core::Options& o) {
   o.add("crops.dct_scaling", true,
         "Decode a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that serves every crop; false: whole, as "
         "published");
+  o.add("crops.finish_on_device", false,
+        "Compute colours, blur, solarisation and normalisation of crops where the networks are, a GPU say, rather than "
+        "in the loader's threads; the crops are the same",
+        OptionKind::free);
 
   o.section("Pretraining: networks");
   o.add("student.arch", std::string("vit_large"), "vit_tiny, vit_small, vit_base, vit_large or vit_giant2");

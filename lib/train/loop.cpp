@@ -15,6 +15,7 @@
 #include "core/error.hpp"
 #include "model/linear.hpp"
 #include "model/weights.hpp"
+#include "train/crops.hpp"
 #include "train/plan.hpp"
 
 namespace allosaur::train {
@@ -101,12 +102,13 @@ class CollapseWatch {
   bool said_prototypes_ = false, said_rank_ = false;
 };
 
-StepInput assemble(const TrainConfig& config, const data::Batch& batch, std::int64_t iteration, int rank, int ranks) {
+StepInput assemble(const TrainConfig& config, const CropFinisher& finish, const data::Batch& batch,
+                   std::int64_t iteration, int rank, int ranks) {
   StepInput input;
   input.group = config.group;
   input.schedule = schedule_at(config, iteration);
   const std::int64_t images = config.batch_size / ranks, locals = config.loader.augment.local_crops_number;
-  // Crops in page-locked memory are copied while the host goes on.
+  // What is in page-locked memory is copied while the host goes on.
   const auto on_device = [&](const at::Tensor& tensor) {
     return tensor.to(config.units.device, /*non_blocking=*/config.loader.pinned);
   };
@@ -116,9 +118,13 @@ StepInput assemble(const TrainConfig& config, const data::Batch& batch, std::int
     return crops.unflatten(0, {count, images}).narrow(1, first, config.micro_batch).flatten(0, 1);
   };
   for (std::int64_t first = 0; first < images; first += config.micro_batch) {
+    const auto finished = [&](const at::Tensor& crops, const at::Tensor& recipes, std::int64_t count) {
+      const at::Tensor sent = on_device(part(crops, count, first));
+      return config.loader.augment.finish ? sent : finish(sent, on_device(part(recipes, count, first)));
+    };
     MicroBatch micro;
-    micro.global_crops = on_device(part(batch.global_crops, 2, first));
-    if (locals > 0) micro.local_crops = on_device(part(batch.local_crops, locals, first));
+    micro.global_crops = finished(batch.global_crops, batch.global_recipes, 2);
+    if (locals > 0) micro.local_crops = finished(batch.local_crops, batch.local_recipes, locals);
     const at::Tensor masks = part(batch.masks, 2, first);
     micro.masks = config.objective.mask_input ? masks : at::ones_like(masks);
     GroupedRows rows{config.micro_batch, 2, config.group,
@@ -289,6 +295,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   context.log.info("Large products run at {:.1f} GFLOP/s on a rank; utilisation is the share of that.", rate * 1e-9);
 
   const std::int64_t first_iteration = result.iterations, first_bytes = context.device_group.traffic().bytes_sent;
+  const CropFinisher finish(config.loader.augment, config.units.device);
   data::Loader loader(std::move(dataset), config.loader, group.rank(), group.size(), result.iterations);
   core::Progress progress(context.log, "pretrain", config.iterations, "iterations", result.iterations);
   CollapseWatch collapse(context.log, config.network.dino_head.prototypes);
@@ -301,7 +308,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
     window.data += std::chrono::duration<double>(Window::Clock::now() - data_start).count();
 
     const std::int64_t iteration = result.iterations;
-    StepInput input = assemble(config, batch, iteration, group.rank(), group.size());
+    StepInput input = assemble(config, finish, batch, iteration, group.rank(), group.size());
     // A checkpoint that could not be written ends the run too: save() below throws what went wrong with it.
     input.stop_requested = context.stop.requested() || checkpoints.failed();
     input.statistics = iteration % config.log_period == 0 || iteration + 1 == config.iterations;

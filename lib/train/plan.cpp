@@ -191,7 +191,10 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
   if (network.separate_ibot_head) add_prototypes(network.ibot_head);
   plan.memory.activations = std::llround(elements) * element;
   plan.memory.loss = std::llround(loss);
-  plan.memory.images = std::llround(values_of_images) * element * (1 + config.loader.prefetch);
+  // Crops that the device finishes wait as bytes; those at work are there in both forms.
+  const std::int64_t values = std::llround(values_of_images), batches = 1 + config.loader.prefetch;
+  const std::int64_t finished = config.units.device.is_cpu() ? element : 0;
+  plan.memory.images = values * (config.loader.augment.finish ? element * batches : batches + finished);
 }
 
 }  // namespace

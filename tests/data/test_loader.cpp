@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <latch>
 #include <memory>
 #include <set>
@@ -73,8 +74,10 @@ data::Batch join(const data::Batch& a, const data::Batch& b) {
     sizes[0] *= 2;
     return at::cat({split(x), split(y)}, 1).reshape(sizes);
   };
-  data::Batch joined{a.iteration, rows(a.global_crops, b.global_crops, 2), rows(a.local_crops, b.local_crops, 3),
-                     rows(a.masks, b.masks, 2), a.keys};
+  data::Batch joined = a;
+  joined.global_crops = rows(a.global_crops, b.global_crops, 2);
+  joined.local_crops = rows(a.local_crops, b.local_crops, 3);
+  joined.masks = rows(a.masks, b.masks, 2);
   joined.keys.insert(joined.keys.end(), b.keys.begin(), b.keys.end());
   return joined;
 }
@@ -258,13 +261,27 @@ TEST_CASE("batches of other types and channels") {
   const at::Tensor floats = data::Loader(pictures, config, 0, 1, 0).next().local_crops;
   config.augment.type = at::kHalf;
   CHECK(data::Loader(pictures, config, 0, 1, 0).next().local_crops.equal(floats.to(at::kHalf)));
-  config.augment.type = at::kByte;
+  CHECK_FALSE(data::Loader(pictures, config, 0, 1, 0).next().global_recipes.defined());
+  config.augment.finish = false;
   config.augment.pixels.channels = 1;
   CHECK_THROWS_AS(data::Loader(pictures, config, 0, 1, 0), core::UsageError);
   config.augment.pixels.mean = config.augment.pixels.deviation = {0.5};
-  const data::Batch grey = data::Loader(pictures, config, 0, 1, 0).next();
-  CHECK((grey.global_crops.sizes() == at::IntArrayRef{16, 1, 16, 16}));
+  const data::Batch grey = data::Loader(pictures, config, 1, 2, 5).next();  // the later 4 of 8 images
+  CHECK((grey.global_crops.sizes() == at::IntArrayRef{8, 1, 16, 16}));
   CHECK((grey.global_crops.scalar_type() == at::kByte));
+
+  const auto bytes = static_cast<std::int64_t>(sizeof(kernels::CropRecipe));
+  CHECK((grey.global_recipes.sizes() == at::IntArrayRef{8, bytes}));
+  CHECK((grey.local_recipes.sizes() == at::IntArrayRef{12, bytes}));
+  for (std::int64_t image = 0; image < 4; ++image) {
+    std::vector<data::CropPlan> plans;
+    data::draw_crops(config.augment, 30, 26, config.seed, 5 * 8 + 4 + image, plans);
+    for (std::int64_t c = 0; c < 5; ++c) {
+      const kernels::CropRecipe wanted = data::recipe_of(config.augment, plans[static_cast<std::size_t>(c)]);
+      const at::Tensor got = c < 2 ? grey.global_recipes[c * 4 + image] : grey.local_recipes[(c - 2) * 4 + image];
+      CHECK(std::memcmp(&wanted, got.data_ptr(), sizeof wanted) == 0);
+    }
+  }
 }
 
 TEST_CASE("batches that do not divide are refused") {

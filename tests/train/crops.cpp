@@ -29,6 +29,8 @@ TEST_CASE("options of the augmentation") {
   CHECK(plain.pixels.mean == published.pixels.mean);
   CHECK((plain.type == at::kFloat));
   CHECK(plain.dct_scaling);
+  CHECK(plain.finish);
+  CHECK_FALSE(read({"--crops.finish_on_device=true"}).finish);
 
   const data::AugmentConfig nominal =
       read({"--crops.nominal_blur=true", "--crops.dct_scaling=false", "--data.std=0.5,0.25,0.125",

@@ -171,6 +171,9 @@ TEST_CASE("plan: images and patch embeddings grow with the channels, and 16-bit 
   CHECK(six.student.qkv == grey.student.qkv);
   const train::Plan half = train::plan(small({"--data.channels=6", "--train.precision=bfloat16"}), 1);
   CHECK(2 * half.memory.images == six.memory.images);
+  const train::TrainConfig bytes = small({"--data.channels=6", "--crops.finish_on_device=true"});
+  const std::int64_t batches = 1 + bytes.loader.prefetch;
+  CHECK(train::plan(bytes, 1).memory.images == six.memory.images / (4 * batches) * (batches + 4));
 }
 
 TEST_CASE("plan: a distilled teacher is held whole, and does its own work") {

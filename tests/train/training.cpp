@@ -315,6 +315,25 @@ TEST_CASE("crops in 16 bits are those that the networks would round to") {
   CHECK(learned("16 bits", at::kBFloat16).equal(learned("32 bits", at::kFloat)));
 }
 
+TEST_CASE("crops finished on the device are those of the loader's threads") {
+  auto& world = testing::world();
+  if (world.size() > 2) return;
+  const testing::TemporaryDirectory folder;
+  write_images(folder.path() / "images", 12);
+  core::Options options = small_options();
+  if (world.size() == 1) options.set("train.micro_batch_size", std::int64_t{4});
+  for (const char* precision : {"float32", "bfloat16"}) {
+    options.set("train.precision", std::string(precision));
+    const auto learned = [&](bool on_device) {
+      options.set("crops.finish_on_device", on_device);
+      const std::string run = fmt::format("{}_{}", precision, on_device);
+      return student_and_teacher(
+          pretrain(world, folder.path() / "images", folder.path() / run, options, /*stop_at=*/3).checkpoint);
+    };
+    CHECK(learned(true).equal(learned(false)));
+  }
+}
+
 TEST_CASE("iterations that are not finite are skipped, and too many in a row end the run") {
   auto& world = testing::world();
   if (world.size() > 2) return;
