@@ -165,7 +165,7 @@ int run(comm::Environment& environment, core::Log& log, const JobTable& table, c
     if (world.rank() == 0) fmt::print("{}", options.resolved());
     return 0;
   }
-  const auto chosen = static_cast<int>(options.integer("threads"));
+  const int chosen = options.small_integer("threads");
   const int threads = chosen > 0 ? chosen : default_threads(environment);
   at::set_num_threads(threads);
   at::set_num_interop_threads(1);

@@ -13,8 +13,6 @@
 namespace allosaur::jobs {
 
 ComputeDevice::ComputeDevice(Context& context, const std::string& choice) : world_(context.world) {
-  if (choice != "auto" && choice != "cpu" && choice != "cuda")
-    throw core::UsageError(fmt::format("train.device is \"{}\"; it must be auto, cpu or cuda.", choice));
   if (choice == "cpu") return;
 #ifdef ALLOSAUR_HAVE_CUDA
   const int devices = c10::cuda::device_count();

@@ -100,13 +100,18 @@ RunDirectory::RunDirectory(Context& context, std::string_view job, const fs::pat
 void declare_process_options(core::Options& options) {
   using core::OptionKind;
   options.section("Process");
-  options.add("log-level", "info", "debug, info, warning or error: what is printed (the files get everything)",
-              OptionKind::free);
-  options.add("threads", 0,
-              "compute threads of a rank; 0: the cores it may use, shared with the other ranks of its node",
-              OptionKind::free);
-  options.add("run.stall_seconds", 300, "end the job when a rank makes no progress for this long; 0: never",
-              OptionKind::free);
+  options
+      .add("log-level", "info", "debug, info, warning or error: what is printed (the files get everything)",
+           OptionKind::free)
+      .one_of({"debug", "info", "warning", "error"});
+  options
+      .add("threads", 0, "compute threads of a rank; 0: the cores it may use, shared with the other ranks of its node",
+           OptionKind::free)
+      .at_least(0);
+  options
+      .add("run.stall_seconds", 300, "end the job when a rank makes no progress for this long; 0: never",
+           OptionKind::free)
+      .at_least(0);
 }
 
 void declare_run_options(core::Options& options) {
@@ -114,8 +119,10 @@ void declare_run_options(core::Options& options) {
   options.section("Run");
   options.add_required("output", "folder for everything this run writes; the same command again continues there",
                        OptionKind::free);
-  options.add("run.max_rejected", 0.1, "share of the input files that may be unusable before the job fails",
-              OptionKind::free);
+  options
+      .add("run.max_rejected", 0.1, "share of the input files that may be unusable before the job fails",
+           OptionKind::free)
+      .within(0, 1);
   declare_process_options(options);
 }
 

@@ -73,21 +73,17 @@ std::optional<double> read_threshold(const core::Options& options, std::string_v
 
 Config read_config(const Context& context) {
   const core::Options& options = context.options;
-  const auto at_least = [&](std::string_view key, std::int64_t least) {
-    if (options.integer(key) >= least) return options.integer(key);
-    throw core::UsageError(fmt::format("{} = {} must be at least {}.", key, options.integer(key), least));
-  };
   Config config{.pool = {options.text("curate.pool")},
                 .curated = options.get<std::vector<std::string>>("curate.curated"),
                 .references = options.get<std::vector<std::string>>("curate.reference"),
                 .duplicate_threshold = read_threshold(options, "curate.dedup_threshold"),
                 .reference_threshold = read_threshold(options, "curate.reference_threshold"),
-                .duplicate_k = at_least("curate.dedup_k", 1),
-                .retrieval = {.k = at_least("curate.k", 1), .target = at_least("curate.target", 0)},
+                .duplicate_k = options.integer("curate.dedup_k"),
+                .retrieval = {.k = options.integer("curate.k"), .target = options.integer("curate.target")},
                 .extract = {.pixels = data::read_pixel_config(options),
-                            .resize = static_cast<int>(at_least("curate.resize", 1)),
-                            .crop = static_cast<int>(at_least("curate.crop", 1)),
-                            .batch = static_cast<int>(at_least("curate.batch", 1)),
+                            .resize = options.small_integer("curate.resize"),
+                            .crop = options.small_integer("curate.crop"),
+                            .batch = options.small_integer("curate.batch"),
                             .threads = context.threads},
                 .copy_backbone = {},
                 .similarity_backbone = {}};
@@ -397,14 +393,16 @@ void declare_curate_options(core::Options& options) {
       OptionKind::free);
   options.add("curate.reference", std::vector<std::string>{},
               "images, such as test splits, whose copies must not come in: folders or packed images", OptionKind::free);
-  options.add("curate.dedup_k", std::int64_t{64}, "neighbours of an image that are looked at as its possible copies");
+  options.add("curate.dedup_k", std::int64_t{64}, "neighbours of an image that are looked at as its possible copies")
+      .at_least(1);
   options.add("curate.dedup_threshold", "auto",
               "images of the pool that are more similar than this are copies; auto: calibrated on synthetic copies");
   options.add("curate.reference_threshold", "auto",
               "the same for copies of curated and reference images, at most curate.dedup_threshold; auto: equal to it");
-  options.add("curate.k", std::int64_t{4}, "pool images that are retrieved for each curated image");
-  options.add("curate.target", std::int64_t{0},
-              "take more than curate.k until this many images are retrieved; 0: do not");
+  options.add("curate.k", std::int64_t{4}, "pool images that are retrieved for each curated image").at_least(1);
+  options
+      .add("curate.target", std::int64_t{0}, "take more than curate.k until this many images are retrieved; 0: do not")
+      .at_least(0);
   options.add("curate.copy_weights", "",
               "backbone whose class tokens find copies, with its own curate.dedup_threshold; none: a descriptor that "
               "needs no training",
@@ -414,11 +412,14 @@ void declare_curate_options(core::Options& options) {
               OptionKind::free);
   options.add("curate.truth", "", "what the pool's images are, as `allosaur demo` writes it: scores the result",
               OptionKind::free);
-  options.add("curate.resize", std::int64_t{extract.resize},
-              "for these backbones: shorter side of an image, in pixels");
-  options.add("curate.crop", std::int64_t{extract.crop}, "for these backbones: side of the centre crop, in pixels");
-  options.add("curate.batch", std::int64_t{extract.batch}, "for these backbones: images a forward pass of a rank",
-              OptionKind::free);
+  options.add("curate.resize", std::int64_t{extract.resize}, "for these backbones: shorter side of an image, in pixels")
+      .at_least(1);
+  options.add("curate.crop", std::int64_t{extract.crop}, "for these backbones: side of the centre crop, in pixels")
+      .at_least(1);
+  options
+      .add("curate.batch", std::int64_t{extract.batch}, "for these backbones: images a forward pass of a rank",
+           OptionKind::free)
+      .at_least(1);
 }
 
 Outcome curate(Context& context) {

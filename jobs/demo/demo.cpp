@@ -43,16 +43,13 @@ class DemoJob final : public Job {
 void declare_demo_options(core::Options& options) {
   options.section("Demo data");
   options.add("demo.seed", std::int64_t{0}, "another seed, other pictures");
-  options.add("demo.scale", 1.0, "multiplies the number of pictures; 1: about 3,700 files");
+  options.add("demo.scale", 1.0, "multiplies the number of pictures; 1: about 3,700 files").above(0).at_most(1000);
 }
 
 Outcome demo(Context& context) {
   comm::Communicator& world = context.world;
   const auto seed = static_cast<std::uint64_t>(context.options.integer("demo.seed"));
   const double scale = context.options.number("demo.scale");
-  if (!(scale > 0 && scale <= 1000)) {
-    throw core::UsageError(fmt::format("demo.scale = {} must be above 0 and at most 1000.", scale));
-  }
   if (context.dry_run) {
     context.log.info("{} pictures would be drawn into {}.", data::plan_demo_set(seed, scale).size(),
                      context.options.text("output"));

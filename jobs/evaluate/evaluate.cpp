@@ -149,56 +149,51 @@ void declare_evaluate_options(core::Options& options) {
               OptionKind::free);
   options.add("evaluate.test", "", "labelled images to classify; the best linear head is the best on these",
               OptionKind::free);
-  options.add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels");
-  options.add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels");
-  options.add("evaluate.batch", std::int64_t{defaults.extract.batch}, "images a forward pass of a rank",
-              OptionKind::free);
+  options.add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels")
+      .at_least(1);
+  options.add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels").at_least(1);
+  options
+      .add("evaluate.batch", std::int64_t{defaults.extract.batch}, "images a forward pass of a rank", OptionKind::free)
+      .at_least(1);
   options.add(
       "evaluate.centre", defaults.centre,
       "centre and scale features in float64 by the training set's statistics (for networks near initialisation)");
-  options.add("evaluate.knn_k", defaults.knn.k, "numbers of neighbours, each clipped to the size of the bank");
-  options.add("evaluate.knn_temperature", defaults.knn.temperature, "temperature of the neighbours' votes");
+  options.add("evaluate.knn_k", defaults.knn.k, "numbers of neighbours, each clipped to the size of the bank")
+      .not_empty()
+      .at_least(1);
+  options.add("evaluate.knn_temperature", defaults.knn.temperature, "temperature of the neighbours' votes").above(0);
   options.add("evaluate.raw_pixels", false,
               fmt::format("also k-NN on the pixels of {0} x {0} images, as a baseline", kPixelsSide));
   options.add("evaluate.linear", true, "train the linear probe");
-  options.add("evaluate.linear_learning_rates", linear.learning_rates,
-              "grid, for a batch of 256 (scaled to the batch)");
-  options.add("evaluate.linear_blocks", linear.last_blocks, "grid: class tokens of how many last blocks");
-  options.add("evaluate.linear_iterations", linear.iterations, "iterations of the probe");
-  options.add("evaluate.linear_batch", linear.batch, "samples an iteration over all ranks");
+  options.add("evaluate.linear_learning_rates", linear.learning_rates, "grid, for a batch of 256 (scaled to the batch)")
+      .not_empty()
+      .above(0);
+  options.add("evaluate.linear_blocks", linear.last_blocks, "grid: class tokens of how many last blocks")
+      .not_empty()
+      .at_least(1);
+  options.add("evaluate.linear_iterations", linear.iterations, "iterations of the probe").at_least(1);
+  options.add("evaluate.linear_batch", linear.batch, "samples an iteration over all ranks").at_least(1);
   options.add("evaluate.seed", std::int64_t{0}, "seed of the probe's first weights and sample order");
 }
 
 evaluation::EvaluateConfig evaluate_config(const core::Options& options, int threads) {
-  const auto positive = [&](std::string_view key) {
-    if (options.integer(key) > 0) return options.integer(key);
-    throw core::UsageError(fmt::format("{} = {} must be at least 1.", key, options.integer(key)));
-  };
-  const auto all_positive = [&]<class T>(std::string_view key, const std::vector<T>& values) {
-    const bool good = !values.empty() && std::all_of(values.begin(), values.end(), [](T value) { return value > 0; });
-    if (!good) throw core::UsageError(fmt::format("{} must list at least one number, each above 0.", key));
-    return values;
-  };
   evaluation::EvaluateConfig config;
   config.extract.pixels = data::read_pixel_config(options);
-  config.extract.resize = static_cast<int>(positive("evaluate.resize"));
-  config.extract.crop = static_cast<int>(positive("evaluate.crop"));
-  config.extract.batch = static_cast<int>(positive("evaluate.batch"));
+  config.extract.resize = options.small_integer("evaluate.resize");
+  config.extract.crop = options.small_integer("evaluate.crop");
+  config.extract.batch = options.small_integer("evaluate.batch");
   config.extract.threads = threads;
   config.centre = options.flag("evaluate.centre");
-  config.knn.k = all_positive("evaluate.knn_k", options.get<std::vector<std::int64_t>>("evaluate.knn_k"));
+  config.knn.k = options.get<std::vector<std::int64_t>>("evaluate.knn_k");
   config.knn.temperature = options.number("evaluate.knn_temperature");
-  if (!(config.knn.temperature > 0)) throw core::UsageError("evaluate.knn_temperature must be above 0.");
   if (!options.flag("evaluate.linear")) {
     config.linear.reset();
     return config;
   }
-  config.linear->learning_rates = all_positive("evaluate.linear_learning_rates",
-                                               options.get<std::vector<double>>("evaluate.linear_learning_rates"));
-  config.linear->last_blocks =
-      all_positive("evaluate.linear_blocks", options.get<std::vector<std::int64_t>>("evaluate.linear_blocks"));
-  config.linear->iterations = positive("evaluate.linear_iterations");
-  config.linear->batch = positive("evaluate.linear_batch");
+  config.linear->learning_rates = options.get<std::vector<double>>("evaluate.linear_learning_rates");
+  config.linear->last_blocks = options.get<std::vector<std::int64_t>>("evaluate.linear_blocks");
+  config.linear->iterations = options.integer("evaluate.linear_iterations");
+  config.linear->batch = options.integer("evaluate.linear_batch");
   config.linear->seed = static_cast<std::uint64_t>(options.integer("evaluate.seed"));
   return config;
 }

@@ -94,21 +94,27 @@ class PretrainJob final : public Job {
 
 void declare_pretrain_options(core::Options& options) {
   train::declare_options(options);
-  options.add(kEvaluatePeriod, std::int64_t{0},
-              "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
-              core::OptionKind::free);
-  options.add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
-              core::OptionKind::free);
-  options.add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
-              core::OptionKind::free);
+  options
+      .add(kEvaluatePeriod, std::int64_t{0},
+           "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
+           core::OptionKind::free)
+      .at_least(0);
+  options
+      .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
+           core::OptionKind::free)
+      .at_least(0);
+  options
+      .add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
+           core::OptionKind::free)
+      .one_of({"auto", "cpu", "cuda"});
 }
 
 Outcome pretrain(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
   if (context.dry_run) {
-    const std::int64_t ranks = options.integer(kDryRunRanks);
-    const int planned = ranks > 0 ? static_cast<int>(ranks) : world.size();
+    const int ranks = options.small_integer(kDryRunRanks);
+    const int planned = ranks > 0 ? ranks : world.size();
     comm::coordinate(world, [&] {
       context.log.info("{}", train::describe(train::plan(train::read_config(options, planned), planned)));
     });

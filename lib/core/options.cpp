@@ -73,10 +73,29 @@ std::vector<std::string> split_list(std::string_view text) {
   }
 }
 
-bool finite(const OptionValue& value) {
-  if (const auto* number = std::get_if<double>(&value)) return std::isfinite(*number);
-  const auto* list = std::get_if<std::vector<double>>(&value);
-  return list == nullptr || std::ranges::all_of(*list, [](double number) { return std::isfinite(number); });
+/// Whether `test` holds for every number that the value has.
+template <class Test>
+bool all_numbers(const OptionValue& value, const Test& test) {
+  return std::visit(
+      [&](const auto& typed) {
+        using T = std::decay_t<decltype(typed)>;
+        if constexpr (std::is_same_v<T, double> || std::is_same_v<T, std::int64_t>)
+          return test(static_cast<double>(typed));
+        else if constexpr (std::is_same_v<T, std::vector<double>> || std::is_same_v<T, std::vector<std::int64_t>>)
+          return std::ranges::all_of(typed, [&](auto number) { return test(static_cast<double>(number)); });
+        else
+          return true;
+      },
+      value);
+}
+
+std::size_t count_of(const OptionValue& value) {
+  return std::visit(
+      [](const auto& typed) {
+        if constexpr (is_list<std::decay_t<decltype(typed)>>::value) return typed.size();
+        return std::size_t{1};
+      },
+      value);
 }
 
 /// The value that `text` means for an option of the type of `like`; nothing when it means none.
@@ -96,7 +115,8 @@ std::optional<OptionValue> from_text(const std::string& text, const OptionValue&
             return std::nullopt;
           }
           OptionValue value = boost::any_cast<T>(parsed);
-          return finite(value) ? std::optional(std::move(value)) : std::nullopt;
+          const bool finite = all_numbers(value, [](double number) { return std::isfinite(number); });
+          return finite ? std::optional(std::move(value)) : std::nullopt;
         }
       },
       like);
@@ -146,27 +166,81 @@ struct Options::Setting {
   std::string key, text, place;  // place: "run.cfg:12" or "flag"
 };
 
+Declaration& Declaration::at_least(double value) {
+  low = {value, true};
+  return *this;
+}
+
+Declaration& Declaration::above(double value) {
+  low = {value, false};
+  return *this;
+}
+
+Declaration& Declaration::at_most(double value) {
+  high = {value, true};
+  return *this;
+}
+
+Declaration& Declaration::below(double value) {
+  high = {value, false};
+  return *this;
+}
+
+Declaration& Declaration::values(std::size_t number) {
+  count = number;
+  return *this;
+}
+
+Declaration& Declaration::not_empty() {
+  may_be_empty = false;
+  return *this;
+}
+
+Declaration& Declaration::one_of(std::vector<std::string> texts) {
+  choices = std::move(texts);
+  return *this;
+}
+
+std::string Declaration::broken_rule(const OptionValue& value) const {
+  const std::size_t found = count_of(value);
+  if (count && found != *count) return fmt::format("must have {} values", *count);
+  if (!may_be_empty && found == 0) return "must have at least one value";
+  const auto* text = std::get_if<std::string>(&value);
+  if (text != nullptr && !choices.empty() && std::ranges::find(choices, *text) == choices.end())
+    return fmt::format("must be one of {}", fmt::join(choices, ", "));
+  const bool allowed = all_numbers(value, [&](double number) {
+    return (!low || number > low->value || (low->included && number == low->value)) &&
+           (!high || number < high->value || (high->included && number == high->value));
+  });
+  if (allowed) return {};
+  std::vector<std::string> rules;
+  if (low) rules.push_back(fmt::format("{} {}", low->included ? "at least" : "above", low->value));
+  if (high) rules.push_back(fmt::format("{} {}", high->included ? "at most" : "below", high->value));
+  return fmt::format("must be {}", fmt::join(rules, " and "));
+}
+
 void Options::section(std::string title) {
   section_ = std::move(title);
 }
 
-void Options::add(std::string key, OptionValue default_value, std::string help, OptionKind kind) {
+Declaration& Options::add(std::string key, OptionValue default_value, std::string help, OptionKind kind) {
   if (find(key) != nullptr) throw std::logic_error("option declared twice: " + key);
   values_[key] = default_value;
-  declarations_.push_back({std::move(key), std::move(help), section_, std::move(default_value), kind, false});
+  return declarations_.emplace_back(std::move(key), std::move(help), section_, std::move(default_value), kind);
 }
 
-void Options::add_required(std::string key, std::string help, OptionKind kind) {
-  add(std::move(key), std::string(), std::move(help), kind);
-  declarations_.back().required = true;
-  values_.erase(declarations_.back().key);
+Declaration& Options::add_required(std::string key, std::string help, OptionKind kind) {
+  Declaration& declaration = add(std::move(key), std::string(), std::move(help), kind);
+  declaration.required = true;
+  values_.erase(declaration.key);
+  return declaration;
 }
 
 void Options::refuse(std::string key, std::string why) {
   refused_[std::move(key)] = std::move(why);
 }
 
-const Options::Declaration* Options::find(std::string_view key) const {
+const Declaration* Options::find(std::string_view key) const {
   const auto found = std::ranges::find(declarations_, key, &Declaration::key);
   return found == declarations_.end() ? nullptr : &*found;
 }
@@ -175,6 +249,12 @@ const OptionValue& Options::value(std::string_view key) const {
   const auto found = values_.find(key);
   if (found == values_.end()) throw std::logic_error(fmt::format("option {} was not declared or has no value", key));
   return found->second;
+}
+
+int Options::small_integer(std::string_view key) const {
+  const std::int64_t value = integer(key);
+  if (!std::in_range<int>(value)) throw UsageError(fmt::format("{} = {} is too large.", key, value));
+  return static_cast<int>(value);
 }
 
 bool Options::given(std::string_view key) const {
@@ -279,6 +359,10 @@ void Options::apply(const std::vector<Setting>& settings, std::vector<std::strin
     if (!value || text.find('\n') != std::string::npos) {
       problems.push_back(
           fmt::format("{}: {} = '{}' is not of type {}", place, key, text, type_name(declaration->default_value)));
+      continue;
+    }
+    if (const std::string rule = declaration->broken_rule(*value); !rule.empty()) {
+      problems.push_back(fmt::format("{}: {} = {} {}", place, key, text.empty() ? "''" : text, rule));
       continue;
     }
     values_[key] = std::move(*value);

@@ -36,8 +36,10 @@ void declare_pixel_options(core::Options& options) {
       kChannels, std::int64_t{3},
       "channels of an image and of what a network reads: 3 (RGB), 1 (grey), or as many as the files have, whose "
       "samples are then taken as they are");
-  options.add(kRange16, std::vector<std::int64_t>{0, 65535},
-              "values of 16-bit files that become black and white (0,4095 for 12 bits in 16)");
+  options
+      .add(kRange16, std::vector<std::int64_t>{0, 65535},
+           "values of 16-bit files that become black and white (0,4095 for 12 bits in 16)")
+      .values(2);
   options.add(kMean, std::vector<double>{},
               "mean of each channel, subtracted from values in [0, 1]; none: ImageNet's for 3 channels, else 0.5");
   options.add(kStd, std::vector<double>{},
@@ -49,9 +51,6 @@ PixelConfig read_pixel_config(const core::Options& options) {
   const std::int64_t channels = options.integer(kChannels);
   check_channels(channels);
   const auto& range16 = options.get<std::vector<std::int64_t>>(kRange16);
-  if (range16.size() != 2)
-    throw core::UsageError(
-        fmt::format("{} must be two values, such as 0,4095, but it has {}.", kRange16, range16.size()));
   check_range16(range16[0], range16[1]);
   pixels.range16 = {static_cast<int>(range16[0]), static_cast<int>(range16[1])};
   if (channels != pixels.channels) {

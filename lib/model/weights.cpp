@@ -57,7 +57,7 @@ VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where
 }
 
 std::unique_ptr<VisionTransformer> from_checkpoint(const std::filesystem::path& folder) {
-  const io::ShardedReader reader(folder / kCheckpointFile);
+  const io::ShardedReader reader = open_checkpoint(folder);
   auto backbone = std::make_unique<VisionTransformer>(vit_from_json(reader.text_attribute(kVitAttribute)));
   assign(backbone->parameters(), backbone_tensors(checkpoint_tensors(reader, "teacher", "backbone.")), folder.string());
   return backbone;
@@ -189,6 +189,15 @@ std::vector<Placement> placements_from_json(const std::string& text) {
   } catch (const nlohmann::json::exception& error) {
     throw core::StorageError(fmt::format("The checkpoint's layout is damaged ({}).", error.what()));
   }
+}
+
+io::ShardedReader open_checkpoint(const std::filesystem::path& folder) {
+  if (!std::filesystem::exists(folder / kCheckpointFile))
+    throw core::UsageError(
+        fmt::format("{} is no folder of a checkpoint: there is no {} in it. Name one that a run wrote, such as "
+                    "RUN/checkpoints/0001250.",
+                    folder.string(), kCheckpointFile));
+  return io::ShardedReader(folder / kCheckpointFile);
 }
 
 io::NamedTensors checkpoint_tensors(const io::ShardedReader& checkpoint, const std::string& network,

@@ -58,6 +58,9 @@ std::vector<Placement> placements_from_json(const std::string& text);
 io::NamedTensors checkpoint_tensors(const io::ShardedReader& checkpoint, const std::string& network,
                                     const std::string& unit_prefix = "");
 
+/// Local. Opens the checkpoint in a folder; throws core::UsageError that says what to name where there is none.
+io::ShardedReader open_checkpoint(const std::filesystem::path& folder);
+
 /// File of a checkpoint folder that holds everything, and the attributes in it that describe the network.
 inline constexpr const char* kCheckpointFile = "state.h5";
 inline constexpr const char* kVitAttribute = "backbone";

@@ -293,7 +293,7 @@ void fill(Network& network, io::NamedTensors tensors, const std::string& where) 
 }  // namespace
 
 void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
-  const io::ShardedReader reader(folder / model::kCheckpointFile);
+  const io::ShardedReader reader = model::open_checkpoint(folder);
   model::require_channels(model::vit_from_json(reader.text_attribute(model::kVitAttribute)),
                           student.config().backbone.in_channels, folder.string());
   fill(student, model::checkpoint_tensors(reader, "student"), folder.string());
@@ -301,7 +301,7 @@ void start_from_checkpoint(const std::filesystem::path& folder, Network& student
 }
 
 std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool fast_products) {
-  const io::ShardedReader reader(folder / model::kCheckpointFile);
+  const io::ShardedReader reader = model::open_checkpoint(folder);
   const json heads = json::parse(reader.text_attribute(kNetwork));
   NetworkConfig config;
   config.fast_products = fast_products;

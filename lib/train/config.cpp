@@ -27,30 +27,16 @@ bool cpu_has_amx() {
 #endif
 }
 
-std::int64_t positive(const core::Options& options, const char* key) {
-  const std::int64_t value = options.integer(key);
-  if (value < 1) throw core::UsageError(fmt::format("{} is {}; it must be at least 1.", key, value));
-  return value;
-}
-
 Precision precision(const std::string& name) {
-  if (name == "float32") return Precision::float32;
   if (name == "bfloat16") return Precision::bfloat16;
-  if (name == "float16") return Precision::float16;
-  throw core::UsageError(fmt::format("train.precision is \"{}\"; it must be float32, bfloat16 or float16.", name));
-}
-
-std::int64_t not_negative(const core::Options& options, const char* key) {
-  const std::int64_t value = options.integer(key);
-  if (value < 0) throw core::UsageError(fmt::format("{} is {}; it must not be negative.", key, value));
-  return value;
+  return name == "float16" ? Precision::float16 : Precision::float32;
 }
 
 /// Two numbers, low <= high.
 std::pair<double, double> range(const core::Options& options, const char* key) {
   const Numbers& values = options.get<Numbers>(key);
-  if (values.size() != 2 || values[0] > values[1])
-    throw core::UsageError(fmt::format("{} must be two numbers, the lower first, such as 0.32,1.0.", key));
+  if (values[0] > values[1])
+    throw core::UsageError(fmt::format("{} is {},{}: the lower number comes first.", key, values[0], values[1]));
   return {values[0], values[1]};
 }
 
@@ -59,18 +45,15 @@ model::VitConfig backbone_config(const core::Options& options) {
   if (arch.ends_with("_memeff")) arch.resize(arch.size() - 7);
   model::VitConfig vit = model::vit_preset(arch);
   const auto override_with = [&](const char* key, int& value) {
-    if (const std::int64_t given = options.integer(key); given != 0) value = static_cast<int>(given);
+    if (const int given = options.small_integer(key); given != 0) value = given;
   };
   override_with("student.embed_dim", vit.embed_dim);
   override_with("student.depth", vit.depth);
   override_with("student.num_heads", vit.num_heads);
-  vit.image_size = static_cast<int>(positive(options, "crops.global_crops_size"));
-  vit.patch_size = static_cast<int>(positive(options, "student.patch_size"));
-  const std::string& ffn = options.text("student.ffn_layer");
-  if (ffn != "mlp" && ffn != "swiglu" && ffn != "swiglufused")
-    throw core::UsageError(fmt::format("student.ffn_layer is \"{}\"; it must be mlp, swiglu or swiglufused.", ffn));
-  vit.swiglu = ffn != "mlp";
-  vit.num_register_tokens = static_cast<int>(options.integer("student.num_register_tokens"));
+  vit.image_size = options.small_integer("crops.global_crops_size");
+  vit.patch_size = options.small_integer("student.patch_size");
+  vit.swiglu = options.text("student.ffn_layer") != "mlp";
+  vit.num_register_tokens = options.small_integer("student.num_register_tokens");
   vit.layer_scale = options.number("student.layerscale");
   vit.interpolate_antialias = options.flag("student.interpolate_antialias");
   vit.interpolate_offset = options.number("student.interpolate_offset");
@@ -82,56 +65,32 @@ model::VitConfig backbone_config(const core::Options& options) {
 }
 
 data::AugmentConfig augment_config(const core::Options& o) {
-  const auto fraction = [&](const char* key) {
-    const double value = o.number(key);
-    if (!(value >= 0 && value <= 1)) throw core::UsageError(fmt::format("{} is {}; it must be in [0, 1].", key, value));
-    return value;
-  };
-  const auto spread = [&](const char* key) {
-    const double value = o.number(key);
-    if (!(value >= 0)) throw core::UsageError(fmt::format("{} is {}; it must not be negative.", key, value));
-    return value;
-  };
-  const auto share = [&](const char* key) {
-    const auto [low, high] = range(o, key);
-    if (!(low > 0 && high <= 1))
-      throw core::UsageError(fmt::format("{} is {},{}; both must be in (0, 1].", key, low, high));
-    return std::pair(low, high);
-  };
-  const auto above_zero = [&](const char* key) {
-    const auto [low, high] = range(o, key);
-    if (!(low > 0)) throw core::UsageError(fmt::format("{} is {},{}; both must be positive.", key, low, high));
-    return std::pair(low, high);
-  };
   data::AugmentConfig a;
   a.pixels = data::read_pixel_config(o);
-  a.global_crops_size = static_cast<int>(positive(o, "crops.global_crops_size"));
-  a.local_crops_size = static_cast<int>(positive(o, "crops.local_crops_size"));
-  a.local_crops_number = static_cast<int>(not_negative(o, "crops.local_crops_number"));
-  std::tie(a.global_scale_min, a.global_scale_max) = share("crops.global_crops_scale");
-  std::tie(a.local_scale_min, a.local_scale_max) = share("crops.local_crops_scale");
-  std::tie(a.aspect_min, a.aspect_max) = above_zero("crops.aspect_ratio");
-  a.flip = fraction("crops.flip");
-  a.jitter = fraction("crops.jitter");
-  a.brightness = spread("crops.brightness");
-  a.contrast = spread("crops.contrast");
-  a.saturation = spread("crops.saturation");
-  a.hue = spread("crops.hue");
-  if (a.hue > 0.5) throw core::UsageError(fmt::format("crops.hue is {}; it must be in [0, 0.5].", a.hue));
-  a.grayscale = fraction("crops.grayscale");
+  a.global_crops_size = o.small_integer("crops.global_crops_size");
+  a.local_crops_size = o.small_integer("crops.local_crops_size");
+  a.local_crops_number = o.small_integer("crops.local_crops_number");
+  std::tie(a.global_scale_min, a.global_scale_max) = range(o, "crops.global_crops_scale");
+  std::tie(a.local_scale_min, a.local_scale_max) = range(o, "crops.local_crops_scale");
+  std::tie(a.aspect_min, a.aspect_max) = range(o, "crops.aspect_ratio");
+  a.flip = o.number("crops.flip");
+  a.jitter = o.number("crops.jitter");
+  a.brightness = o.number("crops.brightness");
+  a.contrast = o.number("crops.contrast");
+  a.saturation = o.number("crops.saturation");
+  a.hue = o.number("crops.hue");
+  a.grayscale = o.number("crops.grayscale");
   const Numbers& given = o.get<Numbers>("crops.blur");
   const bool nominal = o.flag("crops.nominal_blur");
   if (nominal && given != kEffectiveBlur)
     throw core::UsageError("crops.blur and crops.nominal_blur both say how probable blur is: give one of them.");
   const Numbers& blur = nominal ? kNominalBlur : given;
-  if (blur.size() != 3 || std::ranges::any_of(blur, [](double p) { return !(p >= 0 && p <= 1); }))
-    throw core::UsageError("crops.blur must be three probabilities, such as 0.0,0.9,0.5.");
   a.blur_global1 = blur[0];
   a.blur_global2 = blur[1];
   a.blur_local = blur[2];
-  std::tie(a.blur_sigma_min, a.blur_sigma_max) = above_zero("crops.blur_sigma");
-  a.solarize_global2 = fraction("crops.solarize");
-  a.solarize_threshold = static_cast<int>(not_negative(o, "crops.solarize_threshold"));
+  std::tie(a.blur_sigma_min, a.blur_sigma_max) = range(o, "crops.blur_sigma");
+  a.solarize_global2 = o.number("crops.solarize");
+  a.solarize_threshold = o.small_integer("crops.solarize_threshold");
   a.dct_scaling = o.flag("crops.dct_scaling");
   a.finish = !o.flag("crops.finish_on_device");
   return a;
@@ -140,10 +99,10 @@ data::AugmentConfig augment_config(const core::Options& o) {
 model::HeadConfig head_config(const core::Options& options, const std::string& prefix, int embed_dim) {
   model::HeadConfig head;
   head.in_dim = embed_dim;
-  head.prototypes = positive(options, (prefix + ".head_n_prototypes").c_str());
-  head.bottleneck_dim = static_cast<int>(positive(options, (prefix + ".head_bottleneck_dim").c_str()));
-  head.layers = static_cast<int>(positive(options, (prefix + ".head_nlayers").c_str()));
-  head.hidden_dim = static_cast<int>(positive(options, (prefix + ".head_hidden_dim").c_str()));
+  head.prototypes = options.integer(prefix + ".head_n_prototypes");
+  head.bottleneck_dim = options.small_integer(prefix + ".head_bottleneck_dim");
+  head.layers = options.small_integer(prefix + ".head_nlayers");
+  head.hidden_dim = options.small_integer(prefix + ".head_hidden_dim");
   return head;
 }
 
@@ -154,34 +113,47 @@ void declare_options(core::Options& o) {
   o.add("train.dataset_path", std::vector<std::string>(),
         "Images to learn from: one or more folders, tar shards, lists or packed images", OptionKind::free);
   o.add("train.dataset_weights", Numbers(),
-        "Share of each source in the samples, to any scale; none: every image comes equally often");
+        "Share of each source in the samples, to any scale; none: every image comes equally often")
+      .above(0);
   o.add("train.batch_size", std::int64_t{0},
-        "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank");
+        "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank")
+      .at_least(0);
   o.add("train.batch_size_per_gpu", std::int64_t{64},
-        "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them");
-  o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads",
-        OptionKind::free);
+        "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them")
+      .at_least(1);
+  o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads", OptionKind::free)
+      .at_least(0);
   o.add("train.seed", std::int64_t{0}, "Seed of everything random");
-  o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops");
-  o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops");
-  o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image");
-  o.add("crops.global_crops_scale", Numbers{0.32, 1.0}, "Share of the image's area in a global crop");
-  o.add("crops.local_crops_scale", Numbers{0.05, 0.32}, "Share of the image's area in a local crop");
-  o.add("crops.aspect_ratio", Numbers{3.0 / 4, 4.0 / 3}, "Range of the width of a crop's box over its height");
-  o.add("crops.flip", 0.5, "Probability of a horizontal flip");
-  o.add("crops.jitter", 0.8, "Probability of colour jitter");
-  o.add("crops.brightness", 0.4, "Jitter: the factor is drawn from 1 - this to 1 + this");
-  o.add("crops.contrast", 0.4, "... as crops.brightness");
-  o.add("crops.saturation", 0.2, "... as crops.brightness");
-  o.add("crops.hue", 0.1, "Jitter: the hue is turned by up to this share of the circle, either way");
-  o.add("crops.grayscale", 0.2, "Probability of grey");
+  o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops").at_least(1);
+  o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops").at_least(1);
+  o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image").at_least(0);
+  o.add("crops.global_crops_scale", Numbers{0.32, 1.0}, "Share of the image's area in a global crop")
+      .values(2)
+      .above(0)
+      .at_most(1);
+  o.add("crops.local_crops_scale", Numbers{0.05, 0.32}, "Share of the image's area in a local crop")
+      .values(2)
+      .above(0)
+      .at_most(1);
+  o.add("crops.aspect_ratio", Numbers{3.0 / 4, 4.0 / 3}, "Range of the width of a crop's box over its height")
+      .values(2)
+      .above(0);
+  o.add("crops.flip", 0.5, "Probability of a horizontal flip").within(0, 1);
+  o.add("crops.jitter", 0.8, "Probability of colour jitter").within(0, 1);
+  o.add("crops.brightness", 0.4, "Jitter: the factor is drawn from 1 - this to 1 + this").at_least(0);
+  o.add("crops.contrast", 0.4, "... as crops.brightness").at_least(0);
+  o.add("crops.saturation", 0.2, "... as crops.brightness").at_least(0);
+  o.add("crops.hue", 0.1, "Jitter: the hue is turned by up to this share of the circle, either way").within(0, 0.5);
+  o.add("crops.grayscale", 0.2, "Probability of grey").within(0, 1);
   o.add("crops.blur", kEffectiveBlur,
-        "Probability of blur for global crop 1, global crop 2 and local crops (the published code's effective values)");
+        "Probability of blur for global crop 1, global crop 2 and local crops (the published code's effective values)")
+      .values(3)
+      .within(0, 1);
   o.add("crops.nominal_blur", false,
         "Blur with the probabilities 1.0,0.1,0.5, which the published code names, instead of those it has in effect");
-  o.add("crops.blur_sigma", Numbers{0.1, 2.0}, "Range of the standard deviation of blur, in pixels");
-  o.add("crops.solarize", 0.2, "Probability of solarisation of global crop 2");
-  o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more");
+  o.add("crops.blur_sigma", Numbers{0.1, 2.0}, "Range of the standard deviation of blur, in pixels").values(2).above(0);
+  o.add("crops.solarize", 0.2, "Probability of solarisation of global crop 2").within(0, 1);
+  o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more").within(0, 256);
   o.add("crops.dct_scaling", true,
         "Decode a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that serves every crop; false: whole, as "
         "published");
@@ -192,17 +164,21 @@ void declare_options(core::Options& o) {
 
   o.section("Pretraining: networks");
   o.add("student.arch", std::string("vit_large"), "vit_tiny, vit_small, vit_base, vit_large or vit_giant2");
-  o.add("student.embed_dim", std::int64_t{0}, "Width instead of the architecture's; 0 = the architecture's");
-  o.add("student.depth", std::int64_t{0}, "Blocks instead of the architecture's; 0 = the architecture's");
-  o.add("student.num_heads", std::int64_t{0}, "Attention heads instead of the architecture's; 0 = the architecture's");
-  o.add("student.patch_size", std::int64_t{16}, "Pixels a side of a patch");
-  o.add("student.drop_path_rate", 0.3, "Share of residual branches skipped by stochastic depth");
+  o.add("student.embed_dim", std::int64_t{0}, "Width instead of the architecture's; 0 = the architecture's")
+      .at_least(0);
+  o.add("student.depth", std::int64_t{0}, "Blocks instead of the architecture's; 0 = the architecture's").at_least(0);
+  o.add("student.num_heads", std::int64_t{0}, "Attention heads instead of the architecture's; 0 = the architecture's")
+      .at_least(0);
+  o.add("student.patch_size", std::int64_t{16}, "Pixels a side of a patch").at_least(1);
+  o.add("student.drop_path_rate", 0.3, "Share of residual branches skipped by stochastic depth").at_least(0).below(1);
   o.add("student.drop_path_uniform", true, "The same rate in all blocks; false: linear from 0 to the rate");
-  o.add("student.layerscale", 1e-5, "Initial LayerScale; 0 = none");
-  o.add("student.ffn_layer", std::string("mlp"), "mlp, or swiglu (swiglufused is the same)");
-  o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens");
+  o.add("student.layerscale", 1e-5, "Initial LayerScale; 0 = none").at_least(0);
+  o.add("student.ffn_layer", std::string("mlp"), "mlp, or swiglu (swiglufused is the same)")
+      .one_of({"mlp", "swiglu", "swiglufused"});
+  o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens").at_least(0);
   o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
-  o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size");
+  o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size")
+      .at_least(0);
   o.add("student.pretrained_weights", std::string(),
         "Backbone weights to start from (.safetensors or a checkpoint folder)", OptionKind::free);
   o.add(
@@ -217,64 +193,79 @@ void declare_options(core::Options& o) {
 
   o.section("Pretraining: objective");
   for (const std::string head : {"dino", "ibot"}) {
-    o.add(head + ".loss_weight", 1.0, "Weight of the loss");
-    o.add(head + ".head_n_prototypes", std::int64_t{65536}, "Prototypes");
-    o.add(head + ".head_bottleneck_dim", std::int64_t{256}, "Width of the normalised embedding");
-    o.add(head + ".head_nlayers", std::int64_t{3}, "Layers of the projection");
-    o.add(head + ".head_hidden_dim", std::int64_t{2048}, "Width of its hidden layers");
+    o.add(head + ".loss_weight", 1.0, "Weight of the loss").at_least(0);
+    o.add(head + ".head_n_prototypes", std::int64_t{65536}, "Prototypes").at_least(1);
+    o.add(head + ".head_bottleneck_dim", std::int64_t{256}, "Width of the normalised embedding").at_least(1);
+    o.add(head + ".head_nlayers", std::int64_t{3}, "Layers of the projection").at_least(1);
+    o.add(head + ".head_hidden_dim", std::int64_t{2048}, "Width of its hidden layers").at_least(1);
   }
-  o.add("dino.koleo_loss_weight", 0.1, "Weight of the KoLeo regulariser on the class tokens of each global crop");
+  o.add("dino.koleo_loss_weight", 0.1, "Weight of the KoLeo regulariser on the class tokens of each global crop")
+      .at_least(0);
   o.add("ibot.separate_head", false, "A head of its own for patches; false: they go through the DINO head");
-  o.add("ibot.mask_sample_probability", 0.5, "Share of global crops that are masked");
-  o.add("ibot.mask_ratio_min_max", Numbers{0.1, 0.5}, "Range of the masked share of a masked crop");
-  o.add("train.centering", std::string("centering"), "centering (softmax) or sinkhorn_knopp");
-  o.add("teacher.momentum_teacher", 0.992, "Momentum of the EMA teacher at the start");
-  o.add("teacher.final_momentum_teacher", 1.0, "... and at the end");
-  o.add("teacher.warmup_teacher_temp", 0.04, "Temperature of the teacher at the start");
-  o.add("teacher.teacher_temp", 0.07, "... and after teacher.warmup_teacher_temp_epochs");
-  o.add("teacher.warmup_teacher_temp_epochs", 30.0, "Epochs of its linear warm-up");
+  o.add("ibot.mask_sample_probability", 0.5, "Share of global crops that are masked").within(0, 1);
+  o.add("ibot.mask_ratio_min_max", Numbers{0.1, 0.5}, "Range of the masked share of a masked crop")
+      .values(2)
+      .within(0, 1);
+  o.add("train.centering", std::string("centering"), "centering (softmax) or sinkhorn_knopp")
+      .one_of({"centering", "sinkhorn_knopp"});
+  o.add("teacher.momentum_teacher", 0.992, "Momentum of the EMA teacher at the start").within(0, 1);
+  o.add("teacher.final_momentum_teacher", 1.0, "... and at the end").within(0, 1);
+  o.add("teacher.warmup_teacher_temp", 0.04, "Temperature of the teacher at the start").above(0);
+  o.add("teacher.teacher_temp", 0.07, "... and after teacher.warmup_teacher_temp_epochs").above(0);
+  o.add("teacher.warmup_teacher_temp_epochs", 30.0, "Epochs of its linear warm-up").at_least(0);
 
   o.section("Pretraining: optimisation");
-  o.add("optim.epochs", 100.0, "Length of the run, in units of train.OFFICIAL_EPOCH_LENGTH iterations");
+  o.add("optim.epochs", 100.0, "Length of the run, in units of train.OFFICIAL_EPOCH_LENGTH iterations").above(0);
   o.add("train.OFFICIAL_EPOCH_LENGTH", std::int64_t{1250},
-        "Iterations an epoch (a unit only, whatever the size of the data)");
-  o.add("optim.base_lr", 0.004, "Learning rate at the reference batch of 1024");
+        "Iterations an epoch (a unit only, whatever the size of the data)")
+      .at_least(1);
+  o.add("optim.base_lr", 0.004, "Learning rate at the reference batch of 1024").at_least(0);
   o.add("optim.scaling_rule", std::string("sqrt_wrt_1024"),
-        "sqrt_wrt_1024: base_lr * sqrt(batch / 1024); none: base_lr as it is");
-  o.add("optim.min_lr", 1e-6, "Learning rate at the end");
-  o.add("optim.warmup_epochs", 10.0, "Epochs of linear warm-up");
-  o.add("optim.weight_decay", 0.04, "Weight decay at the start");
-  o.add("optim.weight_decay_end", 0.4, "... and at the end");
+        "sqrt_wrt_1024: base_lr * sqrt(batch / 1024); none: base_lr as it is")
+      .one_of({"sqrt_wrt_1024", "none"});
+  o.add("optim.min_lr", 1e-6, "Learning rate at the end").at_least(0);
+  o.add("optim.warmup_epochs", 10.0, "Epochs of linear warm-up").at_least(0);
+  o.add("optim.weight_decay", 0.04, "Weight decay at the start").at_least(0);
+  o.add("optim.weight_decay_end", 0.4, "... and at the end").at_least(0);
   o.add("optim.clip_grad", 3.0,
-        "Largest gradient norm of backbone, DINO head and iBOT head, each for itself; 0 = no clipping");
-  o.add("optim.freeze_last_layer_epochs", 1.0, "Epochs without learning in the heads' last layer");
-  o.add("optim.patch_embed_lr_mult", 0.2, "Learning-rate factor of the patch embedding");
-  o.add("optim.layerwise_decay", 0.9, "Learning-rate factor from each block to the one below");
-  o.add("optim.adamw_beta1", 0.9, "AdamW's first moment decay");
-  o.add("optim.adamw_beta2", 0.999, "AdamW's second moment decay");
+        "Largest gradient norm of backbone, DINO head and iBOT head, each for itself; 0 = no clipping")
+      .at_least(0);
+  o.add("optim.freeze_last_layer_epochs", 1.0, "Epochs without learning in the heads' last layer").at_least(0);
+  o.add("optim.patch_embed_lr_mult", 0.2, "Learning-rate factor of the patch embedding").at_least(0);
+  o.add("optim.layerwise_decay", 0.9, "Learning-rate factor from each block to the one below").above(0);
+  o.add("optim.adamw_beta1", 0.9, "AdamW's first moment decay").at_least(0).below(1);
+  o.add("optim.adamw_beta2", 0.999, "AdamW's second moment decay").at_least(0).below(1);
   o.add("train.matmul_precision", std::string("highest"),
         "Linear layers on CPUs: highest; medium (factors rounded to bfloat16, sums in float32; needs AMX); auto "
-        "(medium where the CPU has AMX)");
+        "(medium where the CPU has AMX)")
+      .one_of({"highest", "medium", "auto"});
 
   o.add("train.precision", std::string("float32"),
         "Type of weights, activations and gradients in the networks: float32, bfloat16, or float16 with dynamic loss "
-        "scaling; losses, master weights and optimiser are in float32");
+        "scaling; losses, master weights and optimiser are in float32")
+      .one_of({"float32", "bfloat16", "float16"});
   o.add("train.micro_batch_size", std::int64_t{0},
         "Images of a rank that pass through the student at once, gradients adding up; 0 = all of its share",
-        OptionKind::free);
+        OptionKind::free)
+      .at_least(0);
   o.add("student.checkpoint_activations", false,
         "Keep only the inputs of the blocks and compute their activations again in backward", OptionKind::free);
   o.add("train.max_bad_iterations", std::int64_t{3},
-        "Iterations in a row that may be skipped because a loss or gradient is not finite", OptionKind::free);
+        "Iterations in a row that may be skipped because a loss or gradient is not finite", OptionKind::free)
+      .at_least(0);
 
   o.section("Pretraining: checkpoints and log");
-  o.add("train.checkpoint_period", std::int64_t{0}, "Iterations between checkpoints; 0 = 3 epochs", OptionKind::free);
+  o.add("train.checkpoint_period", std::int64_t{0}, "Iterations between checkpoints; 0 = 3 epochs", OptionKind::free)
+      .at_least(0);
   o.add("train.stop_at", std::int64_t{0},
-        "Stop after this iteration, with a checkpoint, as if asked to; 0 = at the end", OptionKind::free);
-  o.add("train.keep_last", std::int64_t{3}, "Checkpoints to keep", OptionKind::free);
+        "Stop after this iteration, with a checkpoint, as if asked to; 0 = at the end", OptionKind::free)
+      .at_least(0);
+  o.add("train.keep_last", std::int64_t{3}, "Checkpoints to keep", OptionKind::free).at_least(1);
   o.add("train.keep_every", std::int64_t{0}, "Also keep those at multiples of this iteration; 0 = none",
-        OptionKind::free);
-  o.add("train.log_period", std::int64_t{10}, "Iterations between lines of metrics.jsonl", OptionKind::free);
+        OptionKind::free)
+      .at_least(0);
+  o.add("train.log_period", std::int64_t{10}, "Iterations between lines of metrics.jsonl", OptionKind::free)
+      .at_least(1);
 
   for (const char* network : {"teacher", "student"})
     for (const char* module : {"backbone", "dino_head", "ibot_head"}) {
@@ -305,19 +296,13 @@ TrainConfig read_config(const core::Options& o, int ranks) {
     throw core::UsageError("student.pretrained_weights and train.start_from are both given: start from one of them.");
   const int depth = c.network.backbone.depth;
   const double rate = o.number("student.drop_path_rate");
-  if (rate < 0 || rate >= 1)
-    throw core::UsageError(fmt::format("student.drop_path_rate is {}; it must be in [0, 1).", rate));
   for (int i = 0; i < depth; ++i)
     c.drop_path_rates.push_back(o.flag("student.drop_path_uniform") || depth == 1 ? rate : rate * i / (depth - 1));
 
   c.objective.dino_weight = o.number("dino.loss_weight");
   c.objective.ibot_weight = o.number("ibot.loss_weight");
   c.objective.koleo_weight = o.number("dino.koleo_loss_weight");
-  const std::string& centering = o.text("train.centering");
-  if (centering != "centering" && centering != "sinkhorn_knopp")
-    throw core::UsageError(
-        fmt::format("train.centering is \"{}\"; it must be centering or sinkhorn_knopp.", centering));
-  c.objective.centering = centering == "centering" ? Centering::softmax : Centering::sinkhorn_knopp;
+  c.objective.centering = o.text("train.centering") == "centering" ? Centering::softmax : Centering::sinkhorn_knopp;
 
   OptimizerConfig& optimizer = c.units.optimizer;
   optimizer.beta1 = o.number("optim.adamw_beta1");
@@ -328,10 +313,10 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.units.precision = precision(o.text("train.precision"));
 
   c.seed = static_cast<std::uint64_t>(o.integer("train.seed"));
-  c.group = positive(o, "train.batch_size_per_gpu");
+  c.group = o.integer("train.batch_size_per_gpu");
   c.batch_size = o.integer("train.batch_size");
   if (c.batch_size == 0) c.batch_size = c.group * ranks;
-  if (c.batch_size < 1 || c.batch_size % ranks != 0)
+  if (c.batch_size % ranks != 0)
     throw core::UsageError(fmt::format("train.batch_size {} cannot be shared by {} ranks: make it a multiple of {}.",
                                        c.batch_size, ranks, ranks));
   if (c.batch_size / ranks % c.group != 0)
@@ -342,7 +327,7 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   const std::int64_t share = c.batch_size / ranks;
   c.micro_batch = o.integer("train.micro_batch_size");
   if (c.micro_batch == 0) c.micro_batch = share;
-  if (c.micro_batch < 1 || share % c.micro_batch != 0 || c.micro_batch % c.group != 0)
+  if (share % c.micro_batch != 0 || c.micro_batch % c.group != 0)
     throw core::UsageError(
         fmt::format("train.micro_batch_size {} must divide a rank's share of {} images and be a multiple of "
                     "train.batch_size_per_gpu {}.",
@@ -365,7 +350,7 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.loader.global_batch = c.batch_size;
   c.loader.group = c.group;
 
-  const auto epoch = static_cast<double>(positive(o, "train.OFFICIAL_EPOCH_LENGTH"));
+  const auto epoch = static_cast<double>(o.integer("train.OFFICIAL_EPOCH_LENGTH"));
   const auto iterations = [&](const char* key) { return std::llround(o.number(key) * epoch); };
   c.iterations = iterations("optim.epochs");
   c.warmup_iterations = iterations("optim.warmup_epochs");
@@ -377,11 +362,7 @@ TrainConfig read_config(const core::Options& o, int ranks) {
                     "its warm-up.",
                     c.iterations, c.warmup_iterations));
   c.lr = o.number("optim.base_lr");
-  const std::string& rule = o.text("optim.scaling_rule");
-  if (rule == "sqrt_wrt_1024")
-    c.lr *= std::sqrt(static_cast<double>(c.batch_size) / 1024);
-  else if (rule != "none")
-    throw core::UsageError(fmt::format("optim.scaling_rule is \"{}\"; it must be sqrt_wrt_1024 or none.", rule));
+  if (o.text("optim.scaling_rule") != "none") c.lr *= std::sqrt(static_cast<double>(c.batch_size) / 1024);
   c.min_lr = o.number("optim.min_lr");
   c.weight_decay = o.number("optim.weight_decay");
   c.weight_decay_end = o.number("optim.weight_decay_end");
@@ -390,20 +371,17 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.warmup_teacher_temperature = o.number("teacher.warmup_teacher_temp");
   c.teacher_temperature = o.number("teacher.teacher_temp");
   const std::string& products = o.text("train.matmul_precision");
-  if (products != "highest" && products != "medium" && products != "auto")
-    throw core::UsageError(
-        fmt::format("train.matmul_precision is \"{}\"; it must be highest, medium or auto.", products));
   const bool amx = cpu_has_amx();
   if (products == "medium" && !amx)
     throw core::UsageError("train.matmul_precision is medium, but this CPU has no AMX: say highest, or auto.");
   c.network.fast_products = products != "highest" && amx && c.units.precision == Precision::float32;
-  c.checkpoint_period = not_negative(o, "train.checkpoint_period");
+  c.checkpoint_period = o.integer("train.checkpoint_period");
   if (c.checkpoint_period == 0) c.checkpoint_period = static_cast<std::int64_t>(3 * epoch);
-  c.stop_at = not_negative(o, "train.stop_at");
-  c.keep_last = positive(o, "train.keep_last");
-  c.keep_every = not_negative(o, "train.keep_every");
-  c.log_period = positive(o, "train.log_period");
-  c.max_bad_iterations = not_negative(o, "train.max_bad_iterations");
+  c.stop_at = o.integer("train.stop_at");
+  c.keep_last = o.integer("train.keep_last");
+  c.keep_every = o.integer("train.keep_every");
+  c.log_period = o.integer("train.log_period");
+  c.max_bad_iterations = o.integer("train.max_bad_iterations");
   return c;
 }
 

@@ -78,6 +78,34 @@ TEST_CASE("options: a boolean flag alone is true, an emptied value is empty") {
   CHECK(options.get<std::vector<std::int64_t>>("data.sizes").empty());
 }
 
+TEST_CASE("options: values that a rule forbids stand in the report") {
+  Options options;
+  options.add("rate", 0.5, "").above(0).at_most(1);
+  options.add("count", 4, "").at_least(1);
+  options.add("beta", 0.9, "").at_least(0).below(1);
+  options.add("range", std::vector<double>{0.1, 0.5}, "").values(2).within(0, 1);
+  options.add("blocks", std::vector<std::int64_t>{1, 4}, "").not_empty().at_least(1);
+  options.add("rule", "none", "").one_of({"none", "sqrt"});
+  options.parse({"--rate=1", "--count=1", "--beta=0", "--range=0,1", "--blocks=7", "--rule=sqrt"});
+  CHECK(options.small_integer("count") == 1);
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"--rate=0", "rate = 0 must be above 0 and at most 1"},
+      {"--rate=1.01", "rate = 1.01 must be above 0 and at most 1"},
+      {"--count=0", "count = 0 must be at least 1"},
+      {"--beta=1", "beta = 1 must be at least 0 and below 1"},
+      {"--range=0.5", "range = 0.5 must have 2 values"},
+      {"--range=0,1.5", "range = 0,1.5 must be at least 0 and at most 1"},
+      {"--blocks=", "blocks = '' must have at least one value"},
+      {"--blocks=3,0", "blocks = 3,0 must be at least 1"},
+      {"--rule=linear", "rule = linear must be one of none, sqrt"}};
+  for (const auto& [flag, message] : wrong) {
+    Options again = options;
+    CHECK_THROWS_WITH_AS(again.parse({flag}), doctest::Contains(("flag: " + message).c_str()), UsageError);
+  }
+  options.parse({"--count=3000000000"});
+  CHECK_THROWS_WITH_AS(options.small_integer("count"), "count = 3000000000 is too large.", UsageError);
+}
+
 TEST_CASE("options: all errors stand in one report, with places and nearest keys") {
   const std::string text = complaint({"--optim.epoch=3", "--data.scale=0.3,x", "stray", "--epochs", "4", "--output"},
                                      "optim.base_lr = fast\n"

@@ -82,7 +82,7 @@ TEST_CASE("options of pixels") {
                              {{"--data.mean=0.5"}, "data.mean has 1 values, but images of data.channels = 3"},
                              {{"--data.channels=1", "--data.std=1,1"}, "data.std has 2 values"},
                              {{"--data.std=1,0,1"}, "data.std is 1,0,1; each value must be above 0"},
-                             {{"--data.range16=5"}, "data.range16 must be two values"},
+                             {{"--data.range16=5"}, "data.range16 = 5 must have 2 values"},
                              {{"--data.range16=7,7"}, "data.range16 is 7,7"},
                              {{"--data.range16=-1,7"}, "data.range16 is -1,7"},
                              {{"--data.range16=0,65536"}, "data.range16 is 0,65536"}}) {
