@@ -123,7 +123,8 @@ void declare_pretrain_options(core::Options& options) {
            "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
            core::OptionKind::free)
       .at_least(0);
-  options.add(kEvaluateLinear, false, "They train the linear probe too, beside k-NN (evaluate.linear of their own)",
+  options.add(kEvaluateLinear, false,
+              "Evaluations on the way train the linear probe too, not only k-NN (with evaluate.linear)",
               core::OptionKind::free);
   options
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",

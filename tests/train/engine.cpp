@@ -169,6 +169,15 @@ TEST_CASE("iterations on a GPU are those on a CPU") {
       CHECK(ours.gradient_norm[0] == doctest::Approx(expected.gradient_norm[0]).epsilon(1e-3));
     }
     CHECK(distance(device.weights() - before, host.weights() - before) < 1e-2);
+
+    config.precision = train::Precision::float16;
+    Engine exact(world, {}, false, centering), half(world, config, false, centering, &nccl);
+    half.trainer->state().loss_scale = 1024;  // that has settled
+    for (int i = 0; i < 3; ++i) {
+      const train::StepResult expected = exact.trainer->run(exact.input()), ours = half.trainer->run(half.input());
+      CHECK(ours.verdict == train::StepVerdict::updated);
+      CHECK(ours.total == doctest::Approx(expected.total).epsilon(0.03));
+    }
   }
 }
 #endif
