@@ -12,11 +12,14 @@
 
 namespace allosaur::jobs {
 
-ComputeDevice::ComputeDevice(Context& context, const std::string& choice) : world_(context.world) {
+ComputeDevice::ComputeDevice(Context& context, const std::string& choice)
+    : world_(context.world), watchdog_(context.watchdog) {
   if (choice == "cpu") return;
 #ifdef ALLOSAUR_HAVE_CUDA
+  const char* lack = "not every rank finds a GPU of its own";
   const int devices = c10::cuda::device_count();
 #else
+  const char* lack = "this program is built without support for GPUs";
   const int devices = 0;
 #endif
   const bool missing = context.node_rank >= devices;
@@ -28,13 +31,21 @@ ComputeDevice::ComputeDevice(Context& context, const std::string& choice) : worl
             "on it: start a rank a GPU with a build for GPUs, or choose cpu.",
             devices, context.node_rank));
     });
+    context.log.info("Computing on CPUs: {}.", lack);
     return;
   }
 #ifdef ALLOSAUR_HAVE_CUDA
   device_ = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(context.node_rank));
   comm::coordinate(world_, [&] { c10::cuda::set_device(device_.index()); });
-  group_ = std::make_unique<comm::NcclCommunicator>(world_, device_.index());
+  auto group = std::make_unique<comm::NcclCommunicator>(world_, device_.index());
+  watchdog_.watch([nccl = group.get()] { nccl->throw_if_failed(); });
+  group_ = std::move(group);
+  context.log.info("Computing on GPUs, one a rank.");
 #endif
+}
+
+ComputeDevice::~ComputeDevice() {
+  if (group_) watchdog_.watch({});
 }
 
 }  // namespace allosaur::jobs

@@ -13,14 +13,18 @@ namespace allosaur::jobs {
 class ComputeDevice {
  public:
   /// Collective. `choice`: cpu, cuda (a GPU a rank; core::UsageError where there is none) or auto (cuda where every
-  /// rank has one, else cpu).
+  /// rank has one, else cpu). The log says what was taken, and the watchdog looks for failures of the GPUs' group.
   ComputeDevice(Context& context, const std::string& choice);
+  ~ComputeDevice();
+  ComputeDevice(const ComputeDevice&) = delete;
+  ComputeDevice& operator=(const ComputeDevice&) = delete;
 
   at::Device device() const noexcept { return device_; }
   comm::Communicator& group() noexcept { return group_ ? *group_ : world_; }
 
  private:
   comm::Communicator& world_;
+  comm::Watchdog& watchdog_;
   at::Device device_ = at::kCPU;
   std::unique_ptr<comm::Communicator> group_;
 };

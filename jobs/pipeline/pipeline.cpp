@@ -182,6 +182,10 @@ Outcome PipelineJob::run(Context& context) const {
 
   options.set("train.dataset_path", std::vector{(phases.folder("curate") / kCuratedFolder).string()});
   if (!phases.run("pretrain", pretrain)) return Outcome::preempted;
+  const std::string finished = comm::on_root(context.world, [&] {
+    return fs::exists(phases.folder("pretrain") / kTeacherFile) ? std::string("yes") : std::string();
+  });
+  if (finished.empty()) return Outcome::complete;  // train.stop_at, as pretraining has said
 
   const bool evaluated = !options.text("evaluate.train").empty();
   if (evaluated) {

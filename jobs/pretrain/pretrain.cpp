@@ -1,6 +1,9 @@
 #include "jobs/pretrain/pretrain.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,41 +26,62 @@ namespace allosaur::jobs {
 namespace {
 
 constexpr const char* kEvaluatePeriod = "evaluation.eval_period_iterations";
+constexpr const char* kEvaluateLinear = "evaluation.linear";
 constexpr const char* kDryRunRanks = "dry-run.ranks";
 
 /// k-NN (and, where asked for, linear) accuracy of the teacher while it is trained, next to the losses in
 /// metrics.jsonl.
 class OnlineEvaluation {
  public:
-  OnlineEvaluation(Context& context, core::MetricsLog* metrics, std::int64_t batch)
+  OnlineEvaluation(Context& context, RunDirectory& run, std::int64_t batch)
       : context_(context),
-        metrics_(metrics),
+        run_(run),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
         train_(open_images(context, context.options.path("evaluate.train"), data::Labels::required)),
-        test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {}
+        test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {
+    if (!context.options.flag(kEvaluateLinear)) config_.linear.reset();
+  }
+
+  /// Collective. Whether metrics.jsonl holds the evaluation of an iteration.
+  bool done(std::int64_t iteration) const {
+    const std::string found = comm::on_root(context_.world, [&] {
+      std::ifstream lines(run_.path() / "metrics.jsonl");
+      for (std::string text; std::getline(lines, text);) {
+        const auto line = nlohmann::json::parse(text, nullptr, false);
+        if (line.is_object() && line.value("phase", "") == kPhase &&
+            line.value("iteration", std::int64_t{-1}) == iteration)
+          return std::string("yes");
+      }
+      return std::string();
+    });
+    return !found.empty();
+  }
 
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
+    const auto start = std::chrono::steady_clock::now();
     evaluation::Hooks hooks;
     hooks.progress = [this](auto...) { context_.watchdog.feed(); };
     const evaluation::EvaluateResult result =
         evaluation::evaluate_backbone(context_.world, teacher, *train_, *test_, config_, hooks);
     if (context_.world.rank() != 0) return;
-    nlohmann::json line{{"phase", "evaluate"},
-                        {"iteration", iteration},
-                        {"images", iteration * batch_},
-                        {"knn_k", result.knn.best().k},
-                        {"knn_top1", result.knn.best().accuracy.top1}};
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    nlohmann::json line{
+        {"phase", kPhase},    {"iteration", iteration},       {"images", iteration * batch_},
+        {"seconds", seconds}, {"knn_k", result.knn.best().k}, {"knn_top1", result.knn.best().accuracy.top1}};
     if (result.linear) line["linear_top1"] = result.linear->best().accuracy.top1;
-    metrics_->write(line);
-    context_.log.info("Iteration {} ({} images): k-NN {:.2f} %{}", iteration, iteration * batch_,
+    run_.metrics()->write(line);
+    context_.log.info("Iteration {} ({} images): k-NN {:.2f} %{}, in {:.1f} s", iteration, iteration * batch_,
                       100 * result.knn.best().accuracy.top1,
-                      result.linear ? fmt::format(", linear {:.2f} %", 100 * result.linear->best().accuracy.top1) : "");
+                      result.linear ? fmt::format(", linear {:.2f} %", 100 * result.linear->best().accuracy.top1) : "",
+                      seconds);
   }
 
  private:
+  static constexpr const char* kPhase = "evaluate";  // of its lines in metrics.jsonl
+
   Context& context_;
-  core::MetricsLog* metrics_;
+  RunDirectory& run_;
   std::int64_t batch_;
   evaluation::EvaluateConfig config_;
   std::shared_ptr<const data::Dataset> train_, test_;
@@ -99,6 +123,9 @@ void declare_pretrain_options(core::Options& options) {
            "Iterations between evaluations of the teacher on evaluate.train and evaluate.test; 0 = none",
            core::OptionKind::free)
       .at_least(0);
+  options.add(kEvaluateLinear, false,
+              "Evaluations on the way train the linear probe too, not only k-NN (with evaluate.linear)",
+              core::OptionKind::free);
   options
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
            core::OptionKind::free)
@@ -112,11 +139,20 @@ void declare_pretrain_options(core::Options& options) {
 Outcome pretrain(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
+  const std::int64_t former = std::stoll(comm::on_root(world, [&] {
+    return std::to_string(train::batch_size_of_run(options.path("output") / "checkpoints").value_or(0));
+  }));
+  const auto read_config = [&](int ranks) {
+    return train::read_config(options, ranks, former > 0 ? std::optional(former) : std::nullopt);
+  };
   if (context.dry_run) {
     const int ranks = options.small_integer(kDryRunRanks);
     const int planned = ranks > 0 ? ranks : world.size();
     comm::coordinate(world, [&] {
-      context.log.info("{}", train::describe(train::plan(train::read_config(options, planned), planned)));
+      const train::TrainConfig config = read_config(planned);
+      std::optional<train::NetworkConfig> teacher;
+      if (!config.distilled_from.empty()) teacher = train::network_of_checkpoint(config.distilled_from);
+      context.log.info("{}", train::describe(train::plan(config, planned, teacher ? &*teacher : nullptr)));
     });
     return Outcome::complete;
   }
@@ -124,11 +160,11 @@ Outcome pretrain(Context& context) {
   train::TrainConfig config = comm::coordinate(world, [&] {
     if (options.get<std::vector<std::string>>("train.dataset_path").empty())
       throw core::UsageError("train.dataset_path is not given: name a folder of images, or another source.");
-    return train::read_config(options, world.size());
+    return read_config(world.size());
   });
   config.loader.max_rejected = options.number("run.max_rejected");
-  const std::int64_t workers = options.integer("train.num_workers");
-  config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
+  const int workers = options.small_integer("train.num_workers");
+  config.loader.workers = workers > 0 ? workers : context.threads;
   const auto dataset = open_training_images(context, config.loader);
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
@@ -142,12 +178,19 @@ Outcome pretrain(Context& context) {
                           context.stop, context.watchdog, run.path()};
   loop.evaluate_period = options.integer(kEvaluatePeriod);
   if (loop.evaluate_period > 0) {
-    auto evaluation = std::make_shared<OnlineEvaluation>(context, run.metrics(), config.batch_size);
+    auto evaluation = std::make_shared<OnlineEvaluation>(context, run, config.batch_size);
     loop.evaluate = [evaluation](std::int64_t iteration, const model::VisionTransformer& teacher) {
       (*evaluation)(iteration, teacher);
     };
+    loop.evaluated = [evaluation](std::int64_t iteration) { return evaluation->done(iteration); };
   }
   const train::LoopResult result = train::pretrain(loop, config, dataset);
+  if (result.stopped_before) {
+    context.log.info(
+        "Nothing to do: iteration {} is reached, and train.stop_at is {}. Raise it, or leave it out, to go on.",
+        result.iterations, config.stop_at);
+    return Outcome::complete;
+  }
 
   // Ranks meet the same file only in different epochs, by when together they have met all.
   const std::int64_t seen = std::min(world.sum(result.distinct_seen), dataset->size());

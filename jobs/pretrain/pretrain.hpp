@@ -12,7 +12,8 @@ namespace allosaur::jobs {
 void declare_pretrain_options(core::Options& options);
 
 /// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say. At the end the
-/// teacher's backbone stands in `output`/teacher.safetensors.
+/// teacher's backbone stands in `output`/teacher.safetensors; complete without that file: an earlier attempt stopped at
+/// train.stop_at.
 Outcome pretrain(Context& context);
 
 /// Name of the weights that a finished pretraining leaves in its output directory.

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdio>
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "comm/environment.hpp"
@@ -18,6 +19,14 @@ Failure describe(const std::exception_ptr& error) {
     std::rethrow_exception(error);
   } catch (const core::Error& known) {
     return {static_cast<int>(known.code()), known.what()};
+  } catch (const c10::OutOfMemoryError& full) {
+    return {static_cast<int>(core::ExitCode::peer),
+            fmt::format("the device's memory is full; train.micro_batch_size, student.checkpoint_activations or more "
+                        "ranks make a run smaller: {}",
+                        full.what_without_backtrace())};
+  } catch (const c10::AcceleratorError& broken) {
+    return {static_cast<int>(core::ExitCode::peer),
+            fmt::format("the device failed: {}", broken.what_without_backtrace())};
   } catch (const std::exception& other) {
     return {1, other.what()};
   } catch (...) {

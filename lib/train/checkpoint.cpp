@@ -28,6 +28,7 @@ constexpr const char* kDinoCenter = "dino_center";
 constexpr const char* kIbotCenter = "ibot_center";
 constexpr const char* kTrainer = "trainer";  // loss scale, steady updates, updates
 constexpr const char* kNetwork = "network";  // shape of heads, beside the backbone's
+constexpr const char* kRun = "run";          // RunIdentity
 
 using json = nlohmann::json;
 
@@ -57,6 +58,34 @@ std::string network_text(const NetworkConfig& config) {
   json text{{"dino_head", head_json(config.dino_head)}};
   if (config.separate_ibot_head) text["ibot_head"] = head_json(config.ibot_head);
   return text.dump();
+}
+
+std::string to_json(const RunIdentity& run) {
+  return json{{"batch_size", run.batch_size}, {"frozen_teacher", run.frozen_teacher}}.dump();
+}
+
+/// Nothing when the checkpoint does not say it.
+std::optional<RunIdentity> run_of(const io::ShardedReader& reader) {
+  if (!reader.has_attribute(kRun)) return std::nullopt;
+  const json run = json::parse(reader.text_attribute(kRun));
+  return RunIdentity{.batch_size = run.at("batch_size"), .frozen_teacher = run.at("frozen_teacher")};
+}
+
+/// Throws core::UsageError when the checkpoint `where` is of another run.
+void require_same(const RunIdentity& theirs, const RunIdentity& ours, const std::string& where) {
+  if (theirs.batch_size != ours.batch_size)
+    throw core::UsageError(
+        fmt::format("{} is of a run with {} images an iteration, this one has {}: set "
+                    "train.batch_size to {}, or give another output folder.",
+                    where, theirs.batch_size, ours.batch_size, theirs.batch_size));
+  const auto teacher = [](const RunIdentity& run) {
+    return run.frozen_teacher.empty() ? std::string("distils none") : "distils teacher " + run.frozen_teacher;
+  };
+  if (theirs.frozen_teacher != ours.frozen_teacher)
+    throw core::UsageError(
+        fmt::format("{} is of a run that {}, this one {}: give the former distillation.checkpoint_path, or "
+                    "another output folder.",
+                    where, teacher(theirs), teacher(ours)));
 }
 
 /// The iteration that a checkpoint folder is named after.
@@ -106,16 +135,17 @@ struct Snapshot {
   std::filesystem::path folder;
   std::vector<std::pair<std::string, at::Tensor>> arrays;
   std::int64_t iteration, keep_last, keep_every;
-  std::string backbone, layout, network;
+  std::string backbone, layout, network, run;
 };
 
 }  // namespace
 
 /// The thread that writes, and what it shares with the training loop.
 struct Checkpoints::Writer {
-  explicit Writer(std::unique_ptr<comm::Communicator> own) : group(std::move(own)) {}
+  Writer(std::unique_ptr<comm::Communicator> own, comm::Watchdog& fed) : group(std::move(own)), watchdog(fed) {}
 
   std::unique_ptr<comm::Communicator> group;
+  comm::Watchdog& watchdog;  // who waits for the writer lives as long as it works
   std::thread thread;
   std::mutex mutex;
   std::condition_variable changed;
@@ -127,12 +157,16 @@ struct Checkpoints::Writer {
     comm::coordinate(*group, [&] { core::make_directory(snapshot.folder); });
     io::ShardedWriter writer(*group, snapshot.folder / model::kCheckpointFile);
     comm::coordinate(*group, [&] {
-      for (const auto& [name, values] : snapshot.arrays) writer.write(name, values);
+      for (const auto& [name, values] : snapshot.arrays) {
+        writer.write(name, values);
+        watchdog.feed();
+      }
     });
     writer.set_attribute(kIteration, snapshot.iteration);
     writer.set_attribute(model::kVitAttribute, snapshot.backbone);
     writer.set_attribute(model::kLayoutAttribute, snapshot.layout);
     writer.set_attribute(kNetwork, snapshot.network);
+    writer.set_attribute(kRun, snapshot.run);
     writer.publish();
     comm::coordinate(*group, [&] {
       if (group->rank() == 0) prune(snapshot.folder.parent_path(), snapshot.keep_last, snapshot.keep_every);
@@ -157,11 +191,14 @@ struct Checkpoints::Writer {
   }
 };
 
-Checkpoints::Checkpoints(comm::Communicator& group, std::filesystem::path directory, core::Log& log)
+Checkpoints::Checkpoints(comm::Communicator& group, std::filesystem::path directory, RunIdentity run, core::Log& log,
+                         comm::Watchdog& watchdog)
     : group_(group),
       directory_(std::move(directory)),
+      run_(std::move(run)),
       log_(log),
-      writer_(std::make_shared<Writer>(group.split(0, group.rank()))) {
+      watchdog_(watchdog),
+      writer_(std::make_shared<Writer>(group.split(0, group.rank()), watchdog)) {
   comm::coordinate(group_, [&] { core::make_directory(directory_); });
 }
 
@@ -215,7 +252,8 @@ void Checkpoints::save(std::int64_t iteration, const TrainConfig& config, Units&
                     config.keep_every,
                     model::to_json(config.network.backbone),
                     model::to_json(teacher_layout(units)),
-                    network_text(config.network)};
+                    network_text(config.network),
+                    to_json(run_)};
   for (const Units::Slice& slice : units.slices())
     snapshot.arrays.emplace_back(slice.name, slice.values.to(at::kCPU, at::kFloat, false, /*copy=*/true).contiguous());
   const auto alike = [&](const char* name, const at::Tensor& values) {  // on all ranks: rank 0 writes it
@@ -229,14 +267,23 @@ void Checkpoints::save(std::int64_t iteration, const TrainConfig& config, Units&
   Writer::start(writer_, std::move(snapshot));
 }
 
-std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& state) {
-  const at::NoGradGuard no_grad;
+std::vector<std::int64_t> Checkpoints::agreed_list() {
   std::vector<std::int64_t> iterations = list();
   // One rank may see a folder that another, on a slower file system, does not see yet: rank 0's list counts.
   std::int64_t count = static_cast<std::int64_t>(iterations.size());
   group_.broadcast(std::span<std::int64_t>(&count, 1), 0);
   iterations.resize(static_cast<std::size_t>(count));
   group_.broadcast(std::span<std::int64_t>(iterations), 0);
+  return iterations;
+}
+
+bool Checkpoints::any() {
+  return !agreed_list().empty();
+}
+
+std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& state) {
+  const at::NoGradGuard no_grad;
+  const std::vector<std::int64_t> iterations = agreed_list();
   std::string last_problem;
   for (auto iteration = iterations.rbegin(); iteration != iterations.rend(); ++iteration) {
     try {
@@ -244,12 +291,14 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& sta
         const io::ShardedReader reader(folder(*iteration) / model::kCheckpointFile);
         if (reader.text_attribute(model::kLayoutAttribute) != model::to_json(teacher_layout(units)))
           throw core::StorageError(fmt::format("{} is of another network.", folder(*iteration).string()));
+        if (const auto run = run_of(reader)) require_same(*run, run_, folder(*iteration).string());
         for (const Units::Slice& slice : units.slices()) {
           if (reader.shape(slice.name) != std::vector<std::int64_t>{slice.total})
             throw core::StorageError(fmt::format("{} holds {} in another shape: it is of another network.",
                                                  folder(*iteration).string(), slice.name));
           at::Tensor values = slice.values;
           if (values.numel() > 0) values.copy_(reader.read(slice.name, slice.first, values.numel()));
+          watchdog_.feed();
         }
         state.dino.restore(reader.read(kDinoCenter));
         state.ibot.restore(reader.read(kIbotCenter));
@@ -263,6 +312,8 @@ std::optional<std::int64_t> Checkpoints::restore(Units& units, TrainerState& sta
       });
       units.gather_weights();
       return *iteration;
+    } catch (const core::UsageError&) {
+      throw;  // the checkpoint is whole, and of another run
     } catch (const core::Error& error) {
       last_problem = error.what();
       log_.warning("The checkpoint of iteration {} cannot be used: {} Trying the one before.", *iteration,
@@ -292,23 +343,51 @@ void fill(Network& network, io::NamedTensors tensors, const std::string& where) 
 
 }  // namespace
 
-void start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
-  const io::ShardedReader reader = model::open_checkpoint(folder);
-  model::require_channels(model::vit_from_json(reader.text_attribute(model::kVitAttribute)),
-                          student.config().backbone.in_channels, folder.string());
-  fill(student, model::checkpoint_tensors(reader, "student"), folder.string());
-  fill(teacher, model::checkpoint_tensors(reader, "teacher"), folder.string());
+std::optional<std::int64_t> batch_size_of_run(const std::filesystem::path& directory) {
+  if (!exists(directory)) return std::nullopt;
+  const std::vector<std::int64_t> iterations = published(directory);
+  for (auto iteration = iterations.rbegin(); iteration != iterations.rend(); ++iteration) {
+    try {
+      const auto run = run_of(io::ShardedReader(folder_of(directory, *iteration) / model::kCheckpointFile));
+      if (run) return run->batch_size;
+    } catch (const core::StorageError&) {
+      // Damaged: restore() says so, and takes the one before too.
+    }
+  }
+  return std::nullopt;
 }
 
-std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool fast_products) {
+model::VitConfig start_from_checkpoint(const std::filesystem::path& folder, Network& student, Network& teacher) {
   const io::ShardedReader reader = model::open_checkpoint(folder);
+  const model::VitConfig config = model::vit_from_json(reader.text_attribute(model::kVitAttribute));
+  model::require_channels(config, student.config().backbone.in_channels, folder.string());
+  fill(student, model::checkpoint_tensors(reader, "student"), folder.string());
+  fill(teacher, model::checkpoint_tensors(reader, "teacher"), folder.string());
+  return config;
+}
+
+namespace {
+
+NetworkConfig network_of(const io::ShardedReader& reader) {
   const json heads = json::parse(reader.text_attribute(kNetwork));
   NetworkConfig config;
-  config.fast_products = fast_products;
   config.backbone = model::vit_from_json(reader.text_attribute(model::kVitAttribute));
   config.dino_head = config.ibot_head = head_config(heads.at("dino_head"), config.backbone.embed_dim);
   config.separate_ibot_head = heads.contains("ibot_head");
   if (config.separate_ibot_head) config.ibot_head = head_config(heads.at("ibot_head"), config.backbone.embed_dim);
+  return config;
+}
+
+}  // namespace
+
+NetworkConfig network_of_checkpoint(const std::filesystem::path& folder) {
+  return network_of(model::open_checkpoint(folder));
+}
+
+std::unique_ptr<Network> load_teacher(const std::filesystem::path& folder, bool fast_products) {
+  const io::ShardedReader reader = model::open_checkpoint(folder);
+  NetworkConfig config = network_of(reader);
+  config.fast_products = fast_products;
   auto network = std::make_unique<Network>(config);
   fill(*network, model::checkpoint_tensors(reader, "teacher"), folder.string());
   return network;

@@ -116,7 +116,7 @@ void declare_options(core::Options& o) {
         "Share of each source in the samples, to any scale; none: every image comes equally often")
       .above(0);
   o.add("train.batch_size", std::int64_t{0},
-        "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank")
+        "Images an iteration over all ranks; 0 = train.batch_size_per_gpu on every rank that the run began with")
       .at_least(0);
   o.add("train.batch_size_per_gpu", std::int64_t{64},
         "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them")
@@ -282,7 +282,7 @@ void declare_options(core::Options& o) {
   o.refuse("MODEL.WEIGHTS", "use student.pretrained_weights to start from weights; a run continues by itself");
 }
 
-TrainConfig read_config(const core::Options& o, int ranks) {
+TrainConfig read_config(const core::Options& o, int ranks, std::optional<std::int64_t> former_batch_size) {
   TrainConfig c;
   c.network.backbone = backbone_config(o);
   c.network.separate_ibot_head = o.flag("ibot.separate_head");
@@ -315,7 +315,7 @@ TrainConfig read_config(const core::Options& o, int ranks) {
   c.seed = static_cast<std::uint64_t>(o.integer("train.seed"));
   c.group = o.integer("train.batch_size_per_gpu");
   c.batch_size = o.integer("train.batch_size");
-  if (c.batch_size == 0) c.batch_size = c.group * ranks;
+  if (c.batch_size == 0) c.batch_size = former_batch_size.value_or(c.group * ranks);
   if (c.batch_size % ranks != 0)
     throw core::UsageError(fmt::format("train.batch_size {} cannot be shared by {} ranks: make it a multiple of {}.",
                                        c.batch_size, ranks, ranks));

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,9 +41,11 @@ struct TrainConfig {
 /// (data::declare_pixel_options) are declared apart, since other jobs have them too.
 void declare_options(core::Options& options);
 
-/// Reads them for a run of `ranks` ranks. Throws core::UsageError when they contradict each other (image size and patch
-/// size, batch, ranks and groups, ...).
-TrainConfig read_config(const core::Options& options, int ranks);
+/// Reads them for a run of `ranks` ranks. `former_batch_size`: that of the run to be continued (batch_size_of_run()),
+/// if there is one; it stands in for a train.batch_size of 0. Throws core::UsageError when they contradict each other
+/// (image size and patch size, batch, ranks and groups, ...).
+TrainConfig read_config(const core::Options& options, int ranks,
+                        std::optional<std::int64_t> former_batch_size = std::nullopt);
 
 /// The schedules' values at a 0-based iteration (facts 2.6).
 ScheduleValues schedule_at(const TrainConfig& config, std::int64_t iteration);

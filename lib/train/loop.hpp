@@ -26,11 +26,14 @@ struct LoopContext {
   /// Collective. Called with the teacher before the first iteration of a fresh run, at multiples of the period and at
   /// the end.
   std::function<void(std::int64_t iteration, const model::VisionTransformer& teacher)> evaluate = {};
+  /// Collective. Whether evaluate() was done with an iteration in an earlier attempt. Both are needed with a period.
+  std::function<bool(std::int64_t iteration)> evaluated = {};
 };
 
 struct LoopResult {
   std::filesystem::path checkpoint;  ///< folder of the last one written or restored
   bool preempted = false;            ///< stopped on request, with a checkpoint
+  bool stopped_before = false;       ///< nothing was done: an earlier attempt has reached train.stop_at
   std::int64_t iterations = 0;       ///< done in all
   std::int64_t distinct_seen = 0;    ///< files asked for on this rank
 };

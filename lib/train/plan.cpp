@@ -203,6 +203,10 @@ std::int64_t Plan::Memory::total() const noexcept {
   return weights + gradients + moments + masters + staging + activations + loss + images + checkpoint;
 }
 
+std::int64_t Plan::Memory::on_device() const noexcept {
+  return total() - images - checkpoint;
+}
+
 std::int64_t Plan::Sent::total() const noexcept {
   return gradients + student + teacher + centring + norms;
 }

@@ -26,6 +26,7 @@ struct Plan {
     std::int64_t images = 0;       ///< crops of the batch at work and of those decoded ahead, host memory
     std::int64_t checkpoint = 0;   ///< the copy that a checkpoint is written from in the background, host memory
     std::int64_t total() const noexcept;
+    std::int64_t on_device() const noexcept;  ///< without what stays in host memory when a GPU computes
   };
   /// Bytes one rank sends in an iteration, with ring algorithms (comm::Traffic).
   struct Sent {

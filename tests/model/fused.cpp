@@ -1,5 +1,6 @@
 #include "model/fused.hpp"
 
+#include <cmath>
 #include <functional>
 #include <utility>
 
@@ -23,14 +24,14 @@ struct Branch {
   model::Rows rows;
   at::Tensor grad;
 
-  Branch(model::Activation which, bool chosen_rows, bool with_gamma, at::Device where)
+  Branch(model::Activation which, bool chosen_rows, bool with_gamma, at::Device where, std::int64_t dim)
       : activation(which), chosen(chosen_rows), layer_scale(with_gamma), device(where) {
     at::manual_seed(5);
-    const std::int64_t tokens = 11, dim = 24, inner = 20, hidden = activation == model::Activation::swiglu ? 40 : inner;
+    const std::int64_t tokens = 11, inner = 20, hidden = activation == model::Activation::swiglu ? 40 : inner;
     inputs = {at::randn({tokens, dim}) * 2 + 1,
               at::randn({dim}),
               at::randn({dim}),
-              at::randn({hidden, dim}) * 0.2,
+              at::randn({hidden, dim}) / std::sqrt(static_cast<double>(dim)),
               at::randn({hidden}),
               at::randn({dim, inner}) * 0.2,
               at::randn({dim}),
@@ -82,11 +83,17 @@ void compare(const Tensors& ours, const Tensors& theirs, double tolerance) {
   }
 }
 
+/// Widths of one warp and of many threads, and one that is no multiple of anything.
 void for_branches(const std::function<void(const Branch&)>& check) {
   for (const at::Device device : testing::devices())
-    for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
-      for (const bool chosen : {false, true})
-        for (const bool layer_scale : {false, true}) check(Branch(activation, chosen, layer_scale, device));
+    for (const std::int64_t dim : {24, 384, 1537})
+      for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
+        for (const bool chosen : {false, true})
+          for (const bool layer_scale : {false, true}) {
+            CAPTURE(device.str());
+            CAPTURE(dim);
+            check(Branch(activation, chosen, layer_scale, device, dim));
+          }
 }
 
 TEST_CASE("fused residual branches equal LibTorch's operators in float64, with all gradients") {

@@ -1,8 +1,10 @@
 #include "replay/replay.hpp"
 
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
+#include <regex>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -29,18 +31,41 @@ const at::Tensor& need(const io::Safetensors& file, const std::string& name, con
   return *tensor;
 }
 
+/// The name without blocks in chunks: "blocks.<chunk>.<block>." becomes "blocks.<block>.", which counts all blocks
+/// (facts 1.6).
+std::string without_chunk(const std::string& name) {
+  static const std::regex chunked("blocks\\.[0-9]+\\.([0-9]+)\\.");
+  return std::regex_replace(name, chunked, "blocks.$1.");
+}
+
+io::Safetensors read_tensors(const std::filesystem::path& file) {
+  io::Safetensors read = io::read_safetensors(file);
+  for (auto& [name, tensor] : read.tensors) name = without_chunk(name);
+  return read;
+}
+
 std::optional<io::Safetensors> read_if_there(const std::filesystem::path& folder, const char* kind, int number) {
   const auto file = folder / fmt::format("{}_{:04}.safetensors", kind, number);
   if (!exists(file)) return std::nullopt;
-  return io::read_safetensors(file);
+  return read_tensors(file);
 }
 
 int heads_of(const json& student, int embed_dim) {
   if (student.contains("num_heads")) return student.at("num_heads");
-  const std::string arch = student.at("arch");
+  std::string arch = student.at("arch");
+  if (arch.ends_with("_memeff")) arch.resize(arch.size() - 7);
   for (const std::string& name : model::vit_presets())
-    if (arch == name && model::vit_preset(name).embed_dim == embed_dim) return model::vit_preset(name).num_heads;
-  return 2;  // the networks that exist for these fixtures only
+    if (arch == name) return model::vit_preset(name).num_heads;
+  return embed_dim / 32;  // the tiny networks that exist for such recordings only
+}
+
+/// The rate of stochastic depth of each block (facts 1.2).
+std::vector<double> drop_rates(const json& student, int depth) {
+  const double rate = student.at("drop_path_rate");
+  std::vector<double> rates(static_cast<std::size_t>(depth), rate);
+  if (!student.value("drop_path_uniform", true))
+    for (int i = 0; i < depth; ++i) rates[static_cast<std::size_t>(i)] = depth == 1 ? 0 : rate * i / (depth - 1);
+  return rates;
 }
 
 train::NetworkConfig network_config(const json& config, const io::Safetensors& init,
@@ -70,16 +95,26 @@ train::NetworkConfig network_config(const json& config, const io::Safetensors& i
   };
   network.dino_head = head(config.at("dino"));
   network.ibot_head = head(config.at("ibot"));
-  network.separate_ibot_head = config.at("ibot").at("separate_head");
+  // A head that no loss reaches was not built.
+  network.separate_ibot_head = init.find("student.ibot_head.last_layer.weight_v") != nullptr;
   return network;
+}
+
+bool has_key_bias(const std::string& name) {
+  return name.ends_with("attn.qkv.bias");
 }
 
 /// The part of a parameter that has a gradient mathematically: not the key biases, whose change is rounding noise that
 /// AdamW blows up.
 at::Tensor moving(const std::string& name, const at::Tensor& values) {
-  if (!name.ends_with("attn.qkv.bias")) return values;
+  if (!has_key_bias(name)) return values;
   const auto parts = values.chunk(3);
   return at::cat({parts[0], parts[2]});
+}
+
+/// What two numbers differ by, relative to the second beyond `floor`.
+double relative(double difference, double theirs, double floor = 0) {
+  return difference == 0 ? 0 : difference / (theirs + floor);
 }
 
 /// The recorded run, rebuilt from production parts.
@@ -90,7 +125,7 @@ class Run {
       : folder_(folder),
         report_(report),
         meta_(json::parse(core::read_text(folder / "meta.json"))),
-        init_(io::read_safetensors(folder / "init.safetensors")),
+        init_(read_tensors(folder / "init.safetensors")),
         student_(network_config(meta_.at("config"), init_, folder)),
         teacher_(student_.config()) {
     const json& config = meta_.at("config");
@@ -125,9 +160,7 @@ class Run {
     micro.global_crops = need(*batch, "collated_global_crops", folder_);
     micro.local_crops = need(*batch, "collated_local_crops", folder_);
     micro.masks = need(*batch, "collated_masks", folder_).to(at::kBool);
-    // Recorded subsets come per block as attention global, attention local, ffn global, ffn local.
-    for (int i = 0; const at::Tensor* kept = batch->find(fmt::format("brange_{:04}", i)); ++i)
-      (i % 2 == 0 ? micro.kept_global : micro.kept_local).push_back(*kept);
+    subsets(*batch, micro);
     input.group = micro.global_crops.size(0) / 2;
     input.schedule = {theirs.at("lr"), theirs.at("wd"), theirs.at("mom"), theirs.at("teacher_temp"),
                       theirs.at("last_layer_lr")};
@@ -145,14 +178,30 @@ class Run {
       p.parameter.tensor->copy_(need(init_, prefix + p.name(), folder_).view_as(*p.parameter.tensor));
   }
 
+  /// Recorded subsets come per block as attention global, attention local, ffn global, ffn local; a block that never
+  /// drops records none, and keeps all.
+  void subsets(const io::Safetensors& batch, train::MicroBatch& micro) const {
+    if (batch.find("brange_0000") == nullptr) return;
+    int next = 0;
+    for (const double rate : drop_rates(meta_.at("config").at("student"), student_.config().backbone.depth))
+      for (int branch = 0; branch < 2; ++branch) {
+        const auto add = [&](std::vector<at::Tensor>& kept, std::int64_t rows) {
+          kept.push_back(rate == 0 ? at::arange(rows, at::kLong)
+                                   : need(batch, fmt::format("brange_{:04}", next++), folder_));
+        };
+        add(micro.kept_global, micro.global_crops.size(0));
+        add(micro.kept_local, micro.local_crops.size(0));
+      }
+  }
+
   void restore(loss::Center& center, const char* name) {
     const at::Tensor value = need(init_, name, folder_).flatten();
     center.restore(at::stack({value, at::full_like(value, std::numeric_limits<double>::quiet_NaN())}));
   }
 
   void number(const char* kind, int iteration, const std::string& name, double ours, double theirs, double tolerance) {
-    report_({kind, fmt::format("{} [{}]", name, iteration), ours, theirs, std::abs(ours - theirs) / std::abs(theirs),
-             tolerance});
+    report_({kind, fmt::format("{} [{}]", name, iteration), ours, theirs,
+             relative(std::abs(ours - theirs), std::abs(theirs)), tolerance});
   }
 
   /// `floor`: a norm below which differences count as absolute.
@@ -161,7 +210,7 @@ class Run {
     const auto norm = [](const at::Tensor& x) { return x.norm(2, at::kDouble).item<double>(); };
     const at::Tensor expected = theirs.view_as(ours);
     report_({kind, fmt::format("{} [{}]", name, iteration), norm(ours), norm(expected),
-             norm(ours - expected) / (norm(expected) + floor), tolerance});
+             relative(norm(ours - expected), norm(expected), floor), tolerance});
   }
 
   void features(const train::MicroBatch& micro, int iteration) {
@@ -184,15 +233,17 @@ class Run {
 
   void losses(const train::StepResult& ours, const json& theirs, int iteration) {
     const json& losses = theirs.at("losses");
-    const auto loss = [&](const char* name, double value, double displayed) {
-      number("loss", iteration, name, value, displayed, kLosses);
+    // A loss of weight 0 is not displayed.
+    const auto loss = [&](const char* name, double value) {
+      if (const auto displayed = losses.find(name); displayed != losses.end())
+        number("loss", iteration, name, value, *displayed, kLosses);
     };
-    loss("dino_local_crops_loss", ours.dino_local, losses.at("dino_local_crops_loss"));
-    loss("dino_global_crops_loss", ours.dino_global, losses.at("dino_global_crops_loss"));
+    loss("dino_local_crops_loss", ours.dino_local);
+    loss("dino_global_crops_loss", ours.dino_global);
     // These two are displayed at half their value.
-    loss("ibot_loss", ours.ibot / 2, losses.at("ibot_loss"));
-    loss("koleo_loss", objective_.koleo_weight * ours.koleo / 2, losses.at("koleo_loss"));
-    loss("total_loss", ours.total, theirs.at("total_loss"));
+    loss("ibot_loss", ours.ibot / 2);
+    loss("koleo_loss", objective_.koleo_weight * ours.koleo / 2);
+    number("loss", iteration, "total_loss", ours.total, theirs.at("total_loss"), kLosses);
     const char* submodules[] = {"backbone", "dino_head", "ibot_head"};
     for (std::size_t i = 0; i < train::kSubmodules; ++i)
       if (const auto norm = theirs.at("clip_norms").find(submodules[i]); norm != theirs.at("clip_norms").end())
@@ -201,18 +252,22 @@ class Run {
 
   void gradients(const train::StepResult& ours, const json& theirs, int iteration) {
     const std::optional<io::Safetensors> recorded = read_if_there(folder_, "grads", iteration);
-    const json norms = theirs.value("grad_norms", json::object());
+    const json recorded_norms = theirs.value("grad_norms", json::object());
+    std::map<std::string, double> norms;
+    for (const auto& [name, norm] : recorded_norms.items()) norms[without_chunk(name)] = norm;
     for (const train::NetworkParameter& p : student_.parameters()) {
-      // Key biases have no gradient mathematically: rounding noise is compared with the scale of the sub-module.
-      const double floor = 1e-2 * ours.gradient_norm[static_cast<std::size_t>(p.submodule)];
+      const std::string name = p.name();
       const at::Tensor gradient = p.parameter.tensor->grad();
-      if (const at::Tensor* expected = recorded ? recorded->find(p.name()) : nullptr)
-        tensor("gradient", iteration, p.name(), gradient, *expected, kGradients, floor);
-      if (const auto norm = norms.find(p.name()); norm != norms.end()) {
-        const double value = gradient.norm(2, at::kDouble).item<double>(), expected = *norm;
-        report_({"norm", fmt::format("{} [{}]", p.name(), iteration), value, expected,
-                 std::abs(value - expected) / (expected + floor), kGradients});
+      if (const at::Tensor* expected = recorded ? recorded->find(name) : nullptr) {
+        tensor("gradient", iteration, name, moving(name, gradient), moving(name, expected->view_as(gradient)),
+               kGradients);
+        // Key biases have no gradient mathematically: rounding noise is compared with the scale of the sub-module.
+        if (has_key_bias(name))
+          tensor("gradient", iteration, name + " of keys", gradient.chunk(3)[1], expected->chunk(3)[1], kGradients,
+                 1e-2 * ours.gradient_norm[static_cast<std::size_t>(p.submodule)]);
       }
+      if (const auto norm = norms.find(name); norm != norms.end())
+        number("norm", iteration, name, gradient.norm(2, at::kDouble).item<double>(), norm->second, kGradients);
     }
   }
 
@@ -237,6 +292,7 @@ class Run {
     if (objective_.centering == train::Centering::sinkhorn_knopp) return;
     tensor("center", iterations - 1, "dino_loss.center", trainer_->state().dino.state()[0],
            need(*recorded, "dino_loss.center", folder_), kCenters);
+    if (objective_.ibot_weight == 0) return;
     tensor("center", iterations - 1, "ibot_patch_loss.center", trainer_->state().ibot.state()[0],
            need(*recorded, "ibot_patch_loss.center", folder_), kCenters);
   }

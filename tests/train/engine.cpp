@@ -1,8 +1,10 @@
 // One iteration of the engine on synthetic crops: what must not depend on ranks, micro-batches or recomputation, and
 // what happens when numbers are not finite.
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <thread>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -167,6 +169,15 @@ TEST_CASE("iterations on a GPU are those on a CPU") {
       CHECK(ours.gradient_norm[0] == doctest::Approx(expected.gradient_norm[0]).epsilon(1e-3));
     }
     CHECK(distance(device.weights() - before, host.weights() - before) < 1e-2);
+
+    config.precision = train::Precision::float16;
+    Engine exact(world, {}, false, centering), half(world, config, false, centering, &nccl);
+    half.trainer->state().loss_scale = 1024;  // that has settled
+    for (int i = 0; i < 3; ++i) {
+      const train::StepResult expected = exact.trainer->run(exact.input()), ours = half.trainer->run(half.input());
+      CHECK(ours.verdict == train::StepVerdict::updated);
+      CHECK(ours.total == doctest::Approx(expected.total).epsilon(0.03));
+    }
   }
 }
 #endif
@@ -232,6 +243,26 @@ TEST_CASE("float16: an overflow halves the loss scale and updates nothing; the n
   CHECK_FALSE(at::equal(engine.weights(), before));
 }
 
+TEST_CASE("float16: gradients that overflow on one rank update nothing on any") {
+  auto& world = testing::world();
+  train::UnitsConfig config;
+  config.precision = train::Precision::float16;
+  Engine engine(world, config);
+  engine.trainer->state().loss_scale = 1024;
+  CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
+  const at::Tensor before = engine.weights();
+  const at::Tensor parameter = *engine.student.parameters().front().parameter.tensor;
+  const unsigned hook = parameter.register_hook([&](const at::Tensor& gradient) {
+    return world.rank() == world.size() - 1 ? at::full_like(gradient, std::numeric_limits<double>::infinity())
+                                            : gradient;
+  });
+  CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::overflowed);
+  CHECK(engine.trainer->state().loss_scale == 512);
+  CHECK(at::equal(engine.weights(), before));
+  parameter.remove_hook(hook);
+  CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
+}
+
 TEST_CASE("a loss that is not finite on one rank updates nothing on any") {
   Engine engine(testing::world(), {}, false, train::Centering::softmax);
   engine.trainer->run(engine.input());
@@ -246,19 +277,70 @@ TEST_CASE("a loss that is not finite on one rank updates nothing on any") {
   CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
 }
 
-TEST_CASE("a backbone's forward waits for the weights of the update, unit by unit") {
-  Engine engine(testing::world());
-  for (int i = 0; i < 3; ++i) {
-    const train::StepInput input = engine.input();
-    engine.trainer->run(input);
+TEST_CASE("a backbone's forward waits for the weights of an update, which one rank sends late") {
+  auto& world = testing::world();
+  Engine engine(world);
+  const train::StepInput input = engine.input();
+  engine.trainer->run(input);
+  const at::Tensor images = input.batches[0].global_crops;
+  const auto patches = [&](train::Network& network) {
     const at::NoGradGuard no_grad;
-    const at::Tensor images = input.batches[0].global_crops;
-    const at::Tensor student = engine.student.backbone().forward(images).patches,
-                     teacher = engine.teacher.backbone().forward(images).patches;
-    engine.weights();
-    CHECK(at::equal(student, engine.student.backbone().forward(images).patches));
-    CHECK(at::equal(teacher, engine.teacher.backbone().forward(images).patches));
+    return network.backbone().forward(images).patches;
+  };
+  for (train::Network* network : {&engine.student, &engine.teacher}) {
+    const at::Tensor old = patches(*network);
+    engine.units->begin_backward(true, true);
+    engine.units->finish_backward();
+    if (world.rank() == world.size() - 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    engine.units->update(input.schedule, {1, 1, 1}, engine.trainer->state().updates + 1);
+    const at::Tensor at_once = patches(*network);
+    engine.weights();  // waits for all
+    CHECK(at::equal(at_once, patches(*network)));
+    CHECK_FALSE(at::equal(at_once, old));
   }
+}
+
+TEST_CASE("a frozen teacher's targets are those of its own outputs, for all patches of crops that are not masked") {
+  auto& world = testing::world();
+  Engine engine(world);
+  train::Network frozen(small_network());
+  for (const train::NetworkParameter& p : frozen.parameters()) {
+    model::initialise(p.parameter, p.prefix, 11);  // another seed than the EMA's
+    if (p.parameter.name.starts_with("mlp.")) p.parameter.tensor->mul_(10);
+  }
+  train::ObjectiveConfig objective;
+  objective.mask_input = false;
+  train::Trainer trainer(world, world, engine.student, frozen, *engine.units, objective, {});
+  train::StepInput input = engine.input(1, /*drop_rate=*/0);
+  train::MicroBatch& batch = input.batches[0];
+  batch.masks.fill_(true);
+
+  const at::NoGradGuard no_grad;
+  const auto logits = [](const model::ProjectionHead& head, const at::Tensor& tokens) {
+    const at::Tensor embedding = head.embed(tokens);
+    return at::mm(embedding, head.prototypes(at::kFloat).t());
+  };
+  // Centres are zero at the start.
+  const auto cross_entropy = [&](const at::Tensor& teacher, const at::Tensor& student) {
+    const at::Tensor targets = at::softmax(teacher / input.schedule.teacher_temperature, 1);
+    return -(targets * at::log_softmax(student / objective.student_temperature, 1)).sum(1).mean().item<double>();
+  };
+  const model::VitOutput teacher = frozen.backbone().forward(batch.global_crops),
+                         student = engine.student.backbone().forward(batch.global_crops);
+  const at::Tensor swapped = teacher.cls.roll({teacher.cls.size(0) / 2}, {0});
+  const double ibot = cross_entropy(logits(frozen.ibot_head(), teacher.patches.flatten(0, 1)),
+                                    logits(engine.student.ibot_head(), student.patches.flatten(0, 1))),
+               global =
+                   cross_entropy(logits(frozen.dino_head(), swapped), logits(engine.student.dino_head(), student.cls));
+  const double ranks = world.size();
+  train::StepResult result;
+  {
+    const at::AutoGradMode with_gradients(true);
+    result = trainer.run(input);
+  }
+  CHECK(result.ibot == doctest::Approx(world.sum(ibot) / ranks).epsilon(1e-5));
+  const double pairs = 2 + 2 * kLocals;  // a global crop has one of them
+  CHECK(result.dino_global == doctest::Approx(world.sum(global) / ranks * 2 / pairs).epsilon(1e-5));
 }
 
 TEST_CASE("optimiser state is shared out, and the bytes sent are those of the formula") {
