@@ -1,6 +1,7 @@
 #include "jobs/pretrain/pretrain.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -9,8 +10,10 @@
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "data/joined.hpp"
 #include "data/sampler.hpp"
+#include "jobs/curves.hpp"
 #include "jobs/device.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/run_directory.hpp"
@@ -29,17 +32,20 @@ constexpr const char* kDryRunRanks = "dry-run.ranks";
 /// metrics.jsonl.
 class OnlineEvaluation {
  public:
-  OnlineEvaluation(Context& context, core::MetricsLog* metrics, std::int64_t batch)
+  OnlineEvaluation(Context& context, std::int64_t batch)
       : context_(context),
-        metrics_(metrics),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
         train_(open_images(context, context.options.path("evaluate.train"), data::Labels::required)),
-        test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {}
+        test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {
+    evaluation::require_same_classes(context.world, *train_, *test_);
+  }
 
+  void write_to(core::MetricsLog* metrics) { metrics_ = metrics; }
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
     evaluation::Hooks hooks;
     hooks.progress = [this](auto...) { context_.watchdog.feed(); };
+    hooks.alive = [this] { context_.watchdog.feed(); };
     const evaluation::EvaluateResult result =
         evaluation::evaluate_backbone(context_.world, teacher, *train_, *test_, config_, hooks);
     if (context_.world.rank() != 0) return;
@@ -57,7 +63,7 @@ class OnlineEvaluation {
 
  private:
   Context& context_;
-  core::MetricsLog* metrics_;
+  core::MetricsLog* metrics_ = nullptr;
   std::int64_t batch_;
   evaluation::EvaluateConfig config_;
   std::shared_ptr<const data::Dataset> train_, test_;
@@ -75,6 +81,27 @@ std::shared_ptr<const data::Dataset> open_training_images(Context& context, data
   loader.source_sizes = joined->sizes();
   comm::coordinate(context.world, [&] { data::Sampler(loader.source_sizes, loader.source_weights, 0); });  // its errors
   return joined;
+}
+
+/// Collective. Remembers in the run's folder which images it was started on, and refuses others: a schedule that was
+/// half done on one set would be finished on another.
+void require_same_images(Context& context, const std::filesystem::path& directory, const data::Dataset& images) {
+  const std::string identity = identify(context, images);
+  comm::coordinate(context.world, [&] {
+    if (context.world.rank() != 0) return;
+    const std::filesystem::path file = directory / "training_set.json";
+    if (!std::filesystem::exists(file)) {
+      const nlohmann::json record{{"identity", identity}, {"images", images.size()}};
+      core::write_atomically(file, record.dump(2) + "\n");
+      return;
+    }
+    const nlohmann::json before = nlohmann::json::parse(core::read_text(file), nullptr, false);
+    if (before.is_object() && before.value("identity", "") == identity) return;
+    throw core::UsageError(fmt::format(
+        "{} was started on another training set: {} images then, {} now, or other ones. Give the former images, or "
+        "another output folder; to train anew in this one, remove it.",
+        directory.string(), before.is_object() ? before.value("images", std::int64_t{0}) : 0, images.size()));
+  });
 }
 
 class PretrainJob final : public Job {
@@ -103,10 +130,17 @@ void declare_pretrain_options(core::Options& options) {
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
            core::OptionKind::free)
       .at_least(0);
-  options
-      .add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
-           core::OptionKind::free)
-      .one_of({"auto", "cpu", "cuda"});
+  declare_device_option(options, "train.device");
+}
+
+void check_pretrain_options(const core::Options& options, int ranks) {
+  const train::TrainConfig config = train::read_config(options, ranks);
+  if (options.integer(kEvaluatePeriod) > 0 && options.text("evaluate.train").empty()) {
+    throw core::UsageError(
+        fmt::format("{} is given, but evaluate.train is not: name labelled images as evaluate.train and evaluate.test.",
+                    kEvaluatePeriod));
+  }
+  check_evaluate_options(options, config.network.backbone.patch_size);
 }
 
 Outcome pretrain(Context& context) {
@@ -124,30 +158,37 @@ Outcome pretrain(Context& context) {
   train::TrainConfig config = comm::coordinate(world, [&] {
     if (options.get<std::vector<std::string>>("train.dataset_path").empty())
       throw core::UsageError("train.dataset_path is not given: name a folder of images, or another source.");
+    check_pretrain_options(options, world.size());
     return train::read_config(options, world.size());
   });
   config.loader.max_rejected = options.number("run.max_rejected");
   const std::int64_t workers = options.integer("train.num_workers");
   config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
   const auto dataset = open_training_images(context, config.loader);
+  const auto evaluation =
+      options.integer(kEvaluatePeriod) > 0 ? std::make_shared<OnlineEvaluation>(context, config.batch_size) : nullptr;
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
   rejected.add_problems(*dataset);
+  require_same_images(context, run.path(), *dataset);
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
-  ComputeDevice device(context, options.text("train.device"));
+  ComputeDevice device(context, "train.device");
   config.units.device = device.device();
   config.loader.pinned = config.units.device.is_cuda();
 
   train::LoopContext loop{world,        device.group(),   context.log, run.metrics(),
                           context.stop, context.watchdog, run.path()};
-  loop.evaluate_period = options.integer(kEvaluatePeriod);
-  if (loop.evaluate_period > 0) {
-    auto evaluation = std::make_shared<OnlineEvaluation>(context, run.metrics(), config.batch_size);
+  if (evaluation) {
+    loop.evaluate_period = options.integer(kEvaluatePeriod);
+    evaluation->write_to(run.metrics());
     loop.evaluate = [evaluation](std::int64_t iteration, const model::VisionTransformer& teacher) {
       (*evaluation)(iteration, teacher);
     };
   }
   const train::LoopResult result = train::pretrain(loop, config, dataset);
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_curves(run.path() / "metrics.jsonl", run.path() / "results" / kCurvesFile);
+  });
 
   // Ranks meet the same file only in different epochs, by when together they have met all.
   const std::int64_t seen = std::min(world.sum(result.distinct_seen), dataset->size());
