@@ -109,11 +109,12 @@ void declare_process_options(core::Options& options) {
   options
       .add("threads", 0, "compute threads of a rank; 0: the cores it may use, shared with the other ranks of its node",
            OptionKind::free)
-      .at_least(0);
+      .at_least(0)
+      .fits_int();
   options
       .add("run.stall_seconds", 300, "end the job when a rank makes no progress for this long; 0: never",
            OptionKind::free)
-      .at_least(0);
+      .within(0, 1e9);
 }
 
 void declare_run_options(core::Options& options) {

@@ -102,7 +102,8 @@ void declare_pretrain_options(core::Options& options) {
   options
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
            core::OptionKind::free)
-      .at_least(0);
+      .at_least(0)
+      .fits_int();
   options
       .add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
            core::OptionKind::free)
@@ -127,8 +128,8 @@ Outcome pretrain(Context& context) {
     return train::read_config(options, world.size());
   });
   config.loader.max_rejected = options.number("run.max_rejected");
-  const std::int64_t workers = options.integer("train.num_workers");
-  config.loader.workers = workers > 0 ? static_cast<int>(workers) : context.threads;
+  const int workers = options.small_integer("train.num_workers");
+  config.loader.workers = workers > 0 ? workers : context.threads;
   const auto dataset = open_training_images(context, config.loader);
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
