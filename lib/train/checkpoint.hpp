@@ -24,7 +24,7 @@ class Checkpoints {
  public:
   /// Collective over `group` (host memory).
   Checkpoints(comm::Communicator& group, std::filesystem::path directory, core::Log& log);
-  /// Waits for what is being written; while an exception unwinds, for eight seconds at most.
+  /// Waits for what is being written; while an exception unwinds that is not all ranks', for eight seconds at most.
   ~Checkpoints();
 
   /// Collective. Starts writing the state after `iteration` updates, and removing what `config` does not keep. Waits
