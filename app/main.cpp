@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -53,7 +54,8 @@ JobTable all_jobs() {
 
 /// `allosaur JOB [--config FILE] [--print-config] [--dry-run] [--help] [--version] [--key=value ...]`.
 struct CommandLine {
-  std::string job, config;
+  std::string job;
+  std::optional<std::string> config;
   bool help = false, version = false, print_config = false, dry_run = false;
   std::vector<std::string> flags;  ///< what is left for the job's options
 };
@@ -71,11 +73,11 @@ CommandLine split(const std::vector<std::string>& arguments) {
       line.print_config = true;
     } else if (argument == "--dry-run") {
       line.dry_run = true;
-    } else if (argument == "--config" && i + 1 < arguments.size()) {
-      line.config = arguments[++i];
+    } else if (argument == "--config") {
+      line.config = i + 1 < arguments.size() ? arguments[++i] : "";
     } else if (argument.starts_with(kConfig)) {
       line.config = argument.substr(kConfig.size());
-    } else if (i == 0) {
+    } else if (line.job.empty() && line.flags.empty() && !argument.starts_with("-")) {
       line.job = argument;
     } else {
       line.flags.push_back(argument);
@@ -87,7 +89,7 @@ CommandLine split(const std::vector<std::string>& arguments) {
 const jobs::Job& find_job(const JobTable& table, std::string_view name) {
   const auto found = std::ranges::find(table, name, [](const auto& job) { return job->name(); });
   if (found != table.end()) return **found;
-  throw core::UsageError(name.empty() ? "No job was named; `allosaur --help` lists them."
+  throw core::UsageError(name.empty() ? "No job was named (it comes before its options); `allosaur --help` lists them."
                                       : fmt::format("There is no job '{}'; `allosaur --help` lists them.", name));
 }
 
@@ -125,7 +127,7 @@ bool is_first_process() {
 /// The cores this rank may use, shared fairly among the ranks of its node that may use the same ones.
 int default_threads(comm::Environment& environment) {
   std::ifstream status("/proc/self/status");
-  std::string mine = environment.host() + " ";
+  std::string mine = core::host_name() + " ";
   for (std::string line; std::getline(status, line);) {
     if (line.starts_with("Cpus_allowed:")) mine += line;
   }
@@ -134,7 +136,6 @@ int default_threads(comm::Environment& environment) {
 }
 
 std::string read_config(comm::Communicator& world, const std::string& file) {
-  if (file.empty()) return {};
   return comm::on_root(world, [&] {
     try {
       return core::read_text(file);
@@ -151,14 +152,15 @@ int run(comm::Environment& environment, core::Log& log, const JobTable& table, c
   comm::coordinate(world, [&] {
     job = &find_job(table, line.job);
     job->declare(options);
+    if (line.config == "") throw core::UsageError("--config lacks the name of a file: give one, or leave it out.");
   });
-  const std::string config = read_config(world, line.config);
+  const std::string config = line.config ? read_config(world, *line.config) : "";
   comm::coordinate(world, [&] {
     std::vector<std::string> flags = line.flags;
     if (!job->argument().empty() && !flags.empty() && !flags.front().starts_with("-")) {
       flags.front() = fmt::format("--{}={}", job->argument(), flags.front());
     }
-    options.parse(flags, config, line.config);
+    options.parse(flags, config, line.config.value_or(""));
     log.set_level(core::level_of(options.text("log-level")));
   });
   if (line.print_config) {
@@ -190,6 +192,7 @@ int main(int argc, char** argv) {
       return 0;
     }
   } catch (const core::Error& error) {
+    if (!is_first_process()) return 0;  // a launcher ends the others at the first failure: this one is to speak
     fmt::print(stderr, "error: {}\n", error.what());
     return static_cast<int>(error.code());
   }

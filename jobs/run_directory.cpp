@@ -11,7 +11,6 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/coordinate.hpp"
-#include "comm/failure.hpp"
 #include "core/error.hpp"
 #include "jobs/build_info.hpp"
 
@@ -72,9 +71,12 @@ RunDirectory::RunDirectory(Context& context, std::string_view job, const fs::pat
   attempt_ = std::stoi(comm::on_root(context.world, [&] {
     core::make_directory(path);
     lock_ = std::make_unique<core::DirectoryLock>(path);
+    if (!lock_->held())
+      context.log.warning("{} is on a file system without locks: see to it that no other run writes there.",
+                          path.string());
     return std::to_string(next_attempt(path, job, context.options));
   }));
-  const std::vector<std::string> hosts = context.world.gather_all(comm::host_name());
+  const std::vector<std::string> hosts = context.world.gather_all(core::host_name());
   comm::coordinate(context.world, [&] {
     if (context.world.rank() == 0) {
       const BuildInfo build = build_info();
@@ -107,11 +109,12 @@ void declare_process_options(core::Options& options) {
   options
       .add("threads", 0, "compute threads of a rank; 0: the cores it may use, shared with the other ranks of its node",
            OptionKind::free)
-      .at_least(0);
+      .at_least(0)
+      .fits_int();
   options
       .add("run.stall_seconds", 300, "end the job when a rank makes no progress for this long; 0: never",
            OptionKind::free)
-      .at_least(0);
+      .within(0, 1e9);
 }
 
 void declare_run_options(core::Options& options) {

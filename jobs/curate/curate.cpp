@@ -390,13 +390,16 @@ void declare_curate_options(core::Options& options) {
   options.add("curate.truth", "", "what the pool's images are, as `allosaur demo` writes it: scores the result",
               OptionKind::free);
   options.add("curate.resize", std::int64_t{extract.resize}, "for these backbones: shorter side of an image, in pixels")
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   options.add("curate.crop", std::int64_t{extract.crop}, "for these backbones: side of the centre crop, in pixels")
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   options
       .add("curate.batch", std::int64_t{extract.batch}, "for these backbones: images a forward pass of a rank",
            OptionKind::free)
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   declare_device_option(options, "curate.device");
 }
 

@@ -161,13 +161,16 @@ void declare_evaluate_options(core::Options& options) {
   options
       .add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels",
            OptionKind::free)
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   options
       .add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels", OptionKind::free)
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   options
       .add("evaluate.batch", std::int64_t{defaults.extract.batch}, "images a forward pass of a rank", OptionKind::free)
-      .at_least(1);
+      .at_least(1)
+      .fits_int();
   options.add(
       "evaluate.centre", defaults.centre,
       "centre and scale features in float64 by the training set's statistics (for networks near initialisation)",

@@ -151,7 +151,8 @@ void declare_pretrain_options(core::Options& options) {
   options
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
            core::OptionKind::free)
-      .at_least(0);
+      .at_least(0)
+      .fits_int();
   declare_device_option(options, "train.device");
 }
 

@@ -1,5 +1,6 @@
 #include "comm/communicator.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <numeric>
@@ -88,10 +89,26 @@ void Communicator::compare(const std::string& entered) {
   const auto hash = static_cast<std::int64_t>(core::hash_text(entered) >> 2);
   std::array<std::int64_t, 2> extremes{hash, -hash};
   do_all_reduce(std::span(extremes), ReduceOp::max).wait();
-  if (extremes[0] == -extremes[1]) return;
+  if (extremes[0] != -extremes[1]) refuse("The ranks have entered different collectives", entered);
+}
 
+void Communicator::compare_counts(const char* name, std::span<const std::int64_t> sent,
+                                  std::span<const std::int64_t> expected) {
+  const std::vector<std::int64_t> one_each(sent.size(), 1);
+  std::vector<std::int64_t> coming(sent.size());
+  do_all_to_all(sent, one_each, std::span(coming), one_each);
+  const auto [mine, theirs] = std::ranges::mismatch(expected, coming);
+  std::int64_t differs = mine == expected.end() ? 0 : 1;
+  const std::string line = differs == 0 ? "agrees"
+                                        : fmt::format("expects {} elements from rank {}, which sends {}", *mine,
+                                                      mine - expected.begin(), *theirs);
+  do_all_reduce(std::span(&differs, 1), ReduceOp::max).wait();
+  if (differs != 0) refuse(fmt::format("The ranks do not agree on the counts of {}", name), line);
+}
+
+void Communicator::refuse(const std::string& what, const std::string& line) {
   constexpr std::size_t kLength = 128;
-  std::string mine = entered, all(kLength * static_cast<std::size_t>(size_), ' ');
+  std::string mine = line, all(kLength * static_cast<std::size_t>(size_), ' ');
   mine.resize(kLength, ' ');
   do_all_gather(std::span(mine), std::span(all)).wait();
   std::vector<std::string> lines;
@@ -100,9 +117,9 @@ void Communicator::compare(const std::string& entered) {
     text.erase(text.find_last_not_of(' ') + 1);
     lines.push_back(fmt::format("rank {} {}", rank, text));
   }
-  const auto message = fmt::format("The ranks have entered different collectives: {}.", fmt::join(lines, ", "));
+  const auto message = fmt::format("{}: {}.", what, fmt::join(lines, ", "));
   const auto error = std::make_exception_ptr(core::PeerError(message));
-  set_agreed_failure({error, message});
+  set_agreed_failure(AgreedFailure{error, message});
   std::rethrow_exception(error);
 }
 
@@ -156,7 +173,8 @@ void Communicator::all_gather_counts(Buffer send, Buffer receive, std::span<cons
   require(std::ssize(counts) == size_ && send.count == counts[static_cast<std::size_t>(rank_)] &&
               receive.count == total(counts) && send.dtype == receive.dtype,
           "all_gather_counts: the buffers do not have the sizes that the counts say");
-  enter("all_gather_counts", send.bytes() * (size_ - 1), send.dtype, receive.count);
+  enter("all_gather_counts", send.bytes() * (size_ - 1), send.dtype, receive.count,
+        fmt::format(", counts {}", core::hash_hex(core::hash_bytes(std::as_bytes(counts)))));
   do_all_gather_counts(send, receive, counts);
 }
 
@@ -168,12 +186,19 @@ void Communicator::all_to_all(Buffer send, std::span<const std::int64_t> send_co
   const std::int64_t kept =
       send_counts[static_cast<std::size_t>(rank_)] * static_cast<std::int64_t>(size_of(send.dtype));
   enter("all_to_all", send.bytes() - kept, send.dtype, 0);
+  if (comparing_ && size_ > 1) host().compare_counts("all_to_all", send_counts, receive_counts);
   do_all_to_all(send, send_counts, receive, receive_counts);
 }
 
 void Communicator::ring_shift(Buffer send, Buffer receive) {
   require(send.dtype == receive.dtype, "ring_shift sends and receives different types");
   enter("ring_shift", send.bytes(), send.dtype, 0);
+  if (comparing_ && size_ > 1) {
+    std::vector<std::int64_t> sent(static_cast<std::size_t>(size_)), expected(sent.size());
+    sent[static_cast<std::size_t>((rank_ + 1) % size_)] = send.count;
+    expected[static_cast<std::size_t>((rank_ + size_ - 1) % size_)] = receive.count;
+    host().compare_counts("ring_shift", sent, expected);
+  }
   do_ring_shift(send, receive);
 }
 

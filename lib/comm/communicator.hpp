@@ -125,7 +125,7 @@ class Communicator {
   virtual bool waiting() const noexcept { return false; }
   /// The last failure that all ranks of this group have thrown together.
   const std::optional<AgreedFailure>& agreed_failure() const noexcept { return agreed_failure_; }
-  void set_agreed_failure(AgreedFailure failure) { agreed_failure_ = std::move(failure); }
+  void set_agreed_failure(std::optional<AgreedFailure> failure) { agreed_failure_ = std::move(failure); }
 
  protected:
   Communicator(int rank, int size);
@@ -147,6 +147,10 @@ class Communicator {
   virtual void do_ring_shift(Buffer send, Buffer receive) = 0;
 
   void compare(const std::string& entered);
+  /// What every rank sends to each, and expects from each.
+  void compare_counts(const char* name, std::span<const std::int64_t> sent, std::span<const std::int64_t> expected);
+  /// Throws core::PeerError on all ranks, with each rank's line.
+  [[noreturn]] void refuse(const std::string& what, const std::string& line);
 
   int rank_, size_;
   bool comparing_;

@@ -8,6 +8,7 @@
 
 #include "comm/failure.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 
 namespace allosaur::comm::detail {
 namespace {
@@ -29,13 +30,16 @@ std::string summary(const std::vector<std::int64_t>& codes, const std::vector<st
 
 void agree(Communicator& group, const std::exception_ptr& mine) {
   const Failure failure = mine ? describe(mine) : Failure{};
-  if (group.max(static_cast<std::int64_t>(failure.code)) == 0) return;
+  if (group.max(static_cast<std::int64_t>(failure.code)) == 0) {
+    group.host().set_agreed_failure({});  // the ranks have got over an earlier one
+    return;
+  }
 
   const auto codes = group.gather_all(static_cast<std::int64_t>(failure.code));
   const auto messages = group.gather_all(failure.message);
   const auto first = static_cast<std::size_t>(
       std::find_if(codes.begin(), codes.end(), [](auto code) { return code != 0; }) - codes.begin());
-  const std::string host = group.broadcast(host_name(), static_cast<int>(first));
+  const std::string host = group.broadcast(core::host_name(), static_cast<int>(first));
   const std::string text = summary(codes, messages, host, first);
 
   std::exception_ptr error = mine;
@@ -45,7 +49,7 @@ void agree(Communicator& group, const std::exception_ptr& mine) {
         core::Error(static_cast<core::ExitCode>(codes[first]), text);  // all ranks exit alike
     error = std::make_exception_ptr(peer);
   }
-  group.host().set_agreed_failure({error, text});
+  group.host().set_agreed_failure(AgreedFailure{error, text});
   std::rethrow_exception(error);
 }
 

@@ -75,9 +75,6 @@ int Environment::node_rank() const noexcept {
 int Environment::node_size() const noexcept {
   return impl_->node_size;
 }
-std::string Environment::host() const {
-  return host_name();
-}
 
 void Environment::check_launch() const {
   if (!impl_->library.threads)

@@ -23,7 +23,6 @@ class Environment {
   Communicator& world() noexcept;  ///< all ranks, over MPI
   int node_rank() const noexcept;  ///< rank among the ranks of this node: chooses the GPU
   int node_size() const noexcept;  ///< ranks on this node
-  std::string host() const;
   /// Throws core::UsageError when ranks were started as unconnected copies, or MPI lacks threads. Called by
   /// run_guarded().
   void check_launch() const;

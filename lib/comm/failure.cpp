@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <array>
 #include <cstdio>
 
 #include <c10/util/Exception.h>
@@ -11,6 +10,7 @@
 
 #include "comm/environment.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 
 namespace allosaur::comm {
 
@@ -34,16 +34,10 @@ Failure describe(const std::exception_ptr& error) {
   }
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
 void abort_with(core::Log& log, const Failure& failure) noexcept {
   ::signal(SIGALRM, SIG_DFL);
   ::alarm(5);
-  const std::string line = fmt::format("rank {} on {}: {}", log.rank(), host_name(), failure.message);
+  const std::string line = fmt::format("rank {} on {}: {}", log.rank(), core::host_name(), failure.message);
   log.error("{}", line);
   log.flush();
   if (log.rank() != 0) fmt::print(stderr, "error: {}\n", line);  // the log of rank 0 does so itself

@@ -13,8 +13,6 @@ struct Failure {
 };
 Failure describe(const std::exception_ptr& error);
 
-std::string host_name();
-
 /// Writes one line, naming rank and host, to this rank's log and to stderr, and aborts the job. For errors that the
 /// other ranks do not know of. Ends the process within seconds even if the log or MPI is stuck.
 [[noreturn]] void abort_with(core::Log& log, const Failure& failure) noexcept;

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <array>
 #include <bit>
 #include <cerrno>
 #include <chrono>
@@ -13,6 +12,7 @@
 #include <boost/crc.hpp>
 
 #include "core/error.hpp"
+#include "core/files.hpp"
 
 namespace allosaur::core {
 
@@ -74,10 +74,8 @@ std::string new_event(std::int64_t step) {
 }  // namespace
 
 EventFile::EventFile(const std::filesystem::path& directory, std::int64_t first_step) {
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
   const std::string stem =
-      fmt::format("events.out.tfevents.{}.{}.{}", static_cast<std::int64_t>(now()), host.data(), ::getpid());
+      fmt::format("events.out.tfevents.{}.{}.{}", static_cast<std::int64_t>(now()), host_name(), ::getpid());
   for (int n = 0; !stream_; ++n) {
     path_ = directory / fmt::format("{}.{}", stem, n);
     stream_.reset(std::fopen(path_.c_str(), "wxe"));

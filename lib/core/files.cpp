@@ -12,6 +12,7 @@
 #include <iterator>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -64,19 +65,19 @@ class Descriptor {
   int value_;
 };
 
-void rename_durably(const fs::path& from, const fs::path& to) {
+void move_file(const fs::path& from, const fs::path& to) {
   std::error_code error;
   fs::rename(from, to, error);
   if (error) fail("Renaming to", to, error.value());
-  Descriptor(to.has_parent_path() ? to.parent_path() : fs::path("."), O_RDONLY | O_DIRECTORY).sync();
 }
 
 }  // namespace
 
 std::string read_text(const fs::path& file) {
+  std::error_code unknown;
+  if (fs::is_directory(file, unknown)) throw InputError(fmt::format("{} is a folder, not a file.", file.string()));
   errno = 0;
   std::ifstream stream(file, std::ios::binary);
-  if (fs::is_directory(file)) throw InputError(fmt::format("{} is a folder, not a file.", file.string()));
   std::string text{std::istreambuf_iterator<char>(stream), {}};
   if (!stream) throw InputError(fmt::format("Cannot read {}: {}.", file.string(), reason(errno != 0 ? errno : EIO)));
   return text;
@@ -88,12 +89,43 @@ void write_atomically(const fs::path& file, std::string_view text) {
   descriptor.write(text);
   descriptor.sync();
   descriptor.close();
-  rename_durably(temporary.path(), file);
+  move_file(temporary.path(), file);
+  sync_directory(folder_of(file));
 }
 
 void publish_file(const fs::path& from, const fs::path& to) {
+  replace_file(from, to);
+  sync_directory(folder_of(to));
+}
+
+void replace_file(const fs::path& from, const fs::path& to) {
   Descriptor(from, O_RDONLY).sync();
-  rename_durably(from, to);
+  move_file(from, to);
+}
+
+void sync_directory(const fs::path& directory) {
+  const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0 && errno == EACCES) return;  // one may write to a folder that one cannot read
+  if (descriptor < 0) fail("Opening", directory, errno);
+  const int error = ::fsync(descriptor) == 0 ? 0 : errno;
+  ::close(descriptor);
+  if (error != 0 && error != EINVAL) fail("Flushing to disk", directory, error);
+}
+
+void evict_from_cache(const fs::path& file) {
+  const Descriptor descriptor(file, O_RDONLY);
+  descriptor.sync();
+  ::posix_fadvise(descriptor.value(), 0, 0, POSIX_FADV_DONTNEED);
+}
+
+fs::path folder_of(const fs::path& file) {
+  return file.has_parent_path() ? file.parent_path() : fs::path(".");
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
 }
 
 TemporaryFile::~TemporaryFile() {
@@ -103,8 +135,12 @@ TemporaryFile::~TemporaryFile() {
 
 void make_directory(const fs::path& directory) {
   std::error_code error;
+  std::vector<fs::path> missing;
+  for (fs::path part = directory; !part.empty() && !fs::exists(part, error); part = part.parent_path())
+    missing.push_back(part);
   fs::create_directories(directory, error);
   if (error) fail("Creating the folder", directory, error.value());
+  for (const fs::path& part : missing) sync_directory(folder_of(part));
 }
 
 std::uint64_t hash_bytes(std::span<const std::byte> bytes, std::uint64_t seed) {
@@ -123,14 +159,16 @@ DirectoryLock::DirectoryLock(const fs::path& directory) {
   const fs::path file = directory / "lock";
   Descriptor descriptor(file, O_RDWR | O_CREAT);
   if (::flock(descriptor.value(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) fail("Locking", file, errno);
-    throw UsageError(fmt::format("{} is in use by another run ({}). Wait for it to end, or give another output folder.",
-                                 directory.string(), read_text(file)));
+    held_ = errno != ENOSYS && errno != ENOTSUP && errno != ENOLCK;
+    if (held_ && errno != EWOULDBLOCK) fail("Locking", file, errno);
+    if (held_) {
+      throw UsageError(
+          fmt::format("{} is in use by another run ({}). Wait for it to end, or give another output folder.",
+                      directory.string(), read_text(file)));
+    }
   }
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
   if (::ftruncate(descriptor.value(), 0) != 0) fail("Emptying", file, errno);
-  descriptor.write(fmt::format("host {}, process {}", host.data(), ::getpid()));
+  descriptor.write(fmt::format("host {}, process {}", host_name(), ::getpid()));
   descriptor_ = descriptor.release();
 }
 
@@ -138,6 +176,7 @@ DirectoryLock::~DirectoryLock() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-DirectoryLock::DirectoryLock(DirectoryLock&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+DirectoryLock::DirectoryLock(DirectoryLock&& other) noexcept
+    : descriptor_(std::exchange(other.descriptor_, -1)), held_(other.held_) {}
 
 }  // namespace allosaur::core

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 
@@ -100,7 +101,7 @@ Level level_of(std::string_view name) {
   for (std::size_t i = 0; i < kLevelNames.size(); ++i) {
     if (kLevelNames[i] == name) return static_cast<Level>(i);
   }
-  throw UsageError(fmt::format("log-level: '{}' is none of debug, info, warning, error.", name));
+  throw std::logic_error(fmt::format("'{}' is no level of a log", name));
 }
 
 struct Log::State {

@@ -12,7 +12,7 @@ namespace allosaur::core {
 
 enum class Level : std::uint8_t { debug, info, warning, error };
 
-Level level_of(std::string_view name);  ///< of "debug", "info", "warning", "error"; else throws UsageError
+Level level_of(std::string_view name);  ///< of "debug", "info", "warning", "error"; nothing else
 
 /// The log of one rank. Rank 0 prints text for people (stdout; warnings and errors to stderr) and, once a run directory
 /// is known, appends it to `log.txt`; every rank appends every record to `logs/rank_NNNNN.jsonl`. Thread-safe.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -186,6 +187,11 @@ Declaration& Declaration::below(double value) {
   return *this;
 }
 
+Declaration& Declaration::fits_int() {
+  small = true;
+  return *this;
+}
+
 Declaration& Declaration::values(std::size_t number) {
   count = number;
   return *this;
@@ -212,11 +218,27 @@ std::string Declaration::broken_rule(const OptionValue& value) const {
     return (!low || number > low->value || (low->included && number == low->value)) &&
            (!high || number < high->value || (high->included && number == high->value));
   });
-  if (allowed) return {};
-  std::vector<std::string> rules;
-  if (low) rules.push_back(fmt::format("{} {}", low->included ? "at least" : "above", low->value));
-  if (high) rules.push_back(fmt::format("{} {}", high->included ? "at most" : "below", high->value));
-  return fmt::format("must be {}", fmt::join(rules, " and "));
+  if (!allowed) return fmt::format("must be {}", range());
+  const bool fits =
+      all_numbers(value, [](double number) { return std::abs(number) <= std::numeric_limits<int>::max(); });
+  return small && !fits ? "is too large" : "";
+}
+
+std::string Declaration::range() const {
+  std::vector<std::string> bounds;
+  if (low) bounds.push_back(fmt::format("{} {}", low->included ? "at least" : "above", low->value));
+  if (high) bounds.push_back(fmt::format("{} {}", high->included ? "at most" : "below", high->value));
+  return fmt::format("{}", fmt::join(bounds, " and "));
+}
+
+std::string Declaration::rules() const {
+  std::vector<std::string> all;
+  if (count) all.push_back(fmt::format("{} values", *count));
+  if (!may_be_empty) all.push_back("at least one value");
+  const auto is_told = [&](const std::string& choice) { return help.find(choice) != std::string::npos; };
+  if (!std::ranges::all_of(choices, is_told)) all.push_back(fmt::format("one of {}", fmt::join(choices, ", ")));
+  if (low || high) all.push_back(range());
+  return fmt::format("{}", fmt::join(all, ", "));
 }
 
 void Options::section(std::string title) {
@@ -253,12 +275,8 @@ const OptionValue& Options::value(std::string_view key) const {
 
 int Options::small_integer(std::string_view key) const {
   const std::int64_t value = integer(key);
-  if (!std::in_range<int>(value)) throw UsageError(fmt::format("{} = {} is too large.", key, value));
+  if (!find(key)->small) throw std::logic_error(fmt::format("option {} may be too large for an int", key));
   return static_cast<int>(value);
-}
-
-bool Options::given(std::string_view key) const {
-  return std::ranges::find(given_, key) != given_.end();
 }
 
 void Options::set(std::string_view key, OptionValue value) {
@@ -266,6 +284,8 @@ void Options::set(std::string_view key, OptionValue value) {
   if (declaration == nullptr || declaration->default_value.index() != value.index()) {
     throw std::logic_error(fmt::format("option {} was not declared, or not with this type", key));
   }
+  if (const std::string rule = declaration->broken_rule(value); !rule.empty())
+    throw UsageError(fmt::format("{} = {} {}.", key, to_text(value), rule));
   values_[std::string(key)] = std::move(value);
 }
 
@@ -366,11 +386,14 @@ void Options::apply(const std::vector<Setting>& settings, std::vector<std::strin
       continue;
     }
     values_[key] = std::move(*value);
-    if (!given(key)) given_.push_back(key);
   }
 }
 
 void Options::parse(const std::vector<std::string>& flags, std::string_view config_text, std::string_view config_name) {
+  for (const Declaration& declaration : declarations_) {
+    if (!declaration.required && !declaration.broken_rule(declaration.default_value).empty())
+      throw std::logic_error("the default of an option is against its own rule: " + declaration.key);
+  }
   std::vector<std::string> problems;
   apply(read_config(config_text, config_name, problems), problems);
   apply(read_flags(flags, problems), problems);
@@ -395,7 +418,10 @@ std::string Options::help() const {
       const std::string value = to_text(option.default_value);
       auto* semantic = po::value<std::string>()->value_name(std::string(type_name(option.default_value)));
       if (!option.required && !value.empty()) semantic->default_value(value);
-      group.add_options()(option.key.c_str(), semantic, (option.help + (option.required ? " (required)" : "")).c_str());
+      std::string meaning = option.help;
+      if (const std::string rules = option.rules(); !rules.empty()) meaning += fmt::format(" ({})", rules);
+      if (option.required) meaning += " (required)";
+      group.add_options()(option.key.c_str(), semantic, meaning.c_str());
     }
     all.add(group);
   }

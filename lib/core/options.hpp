@@ -34,6 +34,7 @@ struct Declaration {
   std::optional<Bound> low, high;
   std::optional<std::size_t> count;  ///< of a list
   bool may_be_empty = true;          ///< a list
+  bool small = false;                ///< numbers fit an int
   std::vector<std::string> choices;  ///< of a text; none: any
 
   Declaration& at_least(double value);
@@ -41,12 +42,18 @@ struct Declaration {
   Declaration& at_most(double value);
   Declaration& below(double value);
   Declaration& within(double least, double most) { return at_least(least).at_most(most); }
+  Declaration& fits_int();
   Declaration& values(std::size_t number);
   Declaration& not_empty();
   Declaration& one_of(std::vector<std::string> texts);
 
   /// What a value has to be and is not, as the end of a sentence ("must be at least 1"); empty when it is.
   std::string broken_rule(const OptionValue& value) const;
+  /// The rules in words ("at least 1"), for --help; empty where there are none, or `help` has them already.
+  std::string rules() const;
+
+ private:
+  std::string range() const;
 };
 
 /// The declared options of one job: one declaration a key, with default and help; then parsed from `--config` file and
@@ -67,7 +74,8 @@ class Options {
   /// `key = value`, sections (`[optim]` puts `optim.` before the keys that follow), and comments from a `#` at the
   /// start of a line or after a blank; a value that needs its blanks or a comment sign stands in double quotes. Reports
   /// every unknown, misspelt (with the nearest known key), ill-typed, duplicate and missing key, and every value
-  /// against a rule, in one UsageError. No guessing of abbreviations; stray positional arguments are errors.
+  /// against a rule, in one UsageError. No guessing of abbreviations; stray positional arguments are errors. A default
+  /// against its own rule is a bug and throws std::logic_error.
   void parse(const std::vector<std::string>& flags, std::string_view config_text = {},
              std::string_view config_name = {});
 
@@ -79,18 +87,17 @@ class Options {
   }
   bool flag(std::string_view key) const { return get<bool>(key); }
   std::int64_t integer(std::string_view key) const { return get<std::int64_t>(key); }
-  /// integer(); throws UsageError where it is too large for an int.
+  /// integer() of an option that was declared with fits_int(); of another it is a bug and throws std::logic_error.
   int small_integer(std::string_view key) const;
   double number(std::string_view key) const { return get<double>(key); }
   const std::string& text(std::string_view key) const { return get<std::string>(key); }
   std::filesystem::path path(std::string_view key) const { return get<std::string>(key); }
-  bool given(std::string_view key) const;  ///< set by the user, in the file or as a flag
 
   /// Sets a value in code (a pipeline sets the keys of its phases); same type rules as get(). Before parse() it takes
-  /// the place of the default, afterwards of what the user gave.
+  /// the place of the default, afterwards of what the user gave. Throws UsageError for a value against a rule.
   void set(std::string_view key, OptionValue value);
 
-  std::string help() const;      ///< sections, keys, types, defaults, meanings
+  std::string help() const;      ///< sections, keys, types, defaults, meanings, rules
   std::string resolved() const;  ///< every key with its value, as a configuration file that parse() reads back
   /// Lines `key: was X, now Y` for each `fixed` option that differs from `earlier`, the resolved() text of a former
   /// run.
@@ -109,7 +116,6 @@ class Options {
   std::vector<Declaration> declarations_;
   std::map<std::string, std::string, std::less<>> refused_;
   std::map<std::string, OptionValue, std::less<>> values_;
-  std::vector<std::string> given_;
   std::string section_;
 };
 

@@ -28,9 +28,8 @@ struct Neighbours {
   int rank = 0, count = 0;
 };
 Neighbours neighbours_of(comm::Communicator& group) {
-  char host[256] = {};
-  ::gethostname(host, sizeof host - 1);
-  const std::vector<std::string> hosts = group.gather_all(std::string(host));
+  const std::string host = core::host_name();
+  const std::vector<std::string> hosts = group.gather_all(host);
   Neighbours result;
   for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
     if (hosts[rank] != host) continue;

@@ -388,7 +388,7 @@ Index::Index(const fs::path& file) {
 
 void Index::write(const IndexRows& rows, const fs::path& file) {
   core::make_directory(file.parent_path());
-  const core::TemporaryFile temporary(file.string() + fmt::format(".{}.tmp", ::getpid()));
+  const core::TemporaryFile temporary(file.string() + fmt::format(".{}.{}.tmp", core::host_name(), ::getpid()));
   io::hdf5::File hdf5(temporary.path(), io::hdf5::Access::create);
   io::hdf5::Group root = hdf5.root();
   const auto column = [&](const char* name, const auto& values) {
@@ -426,6 +426,7 @@ void Index::write(const IndexRows& rows, const fs::path& file) {
   texts("stamp_path", paths);
   column("stamp", numbers);
   root.set_attribute("format", kFormat);
+  root = {};  // a file is closed after its groups
   hdf5.close();
   core::publish_file(temporary.path(), file);
 }

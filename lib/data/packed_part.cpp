@@ -315,6 +315,7 @@ std::optional<PartTable> write_part(const Dataset& dataset, const Part& part, co
     writer.finish();
   }
   file.close();
+  core::evict_from_cache(temporary.path());
   PartTable table = read_part_table(temporary.path(), part.columns);
   verify(temporary.path(), table, hooks);
   core::publish_file(temporary.path(), part.file);

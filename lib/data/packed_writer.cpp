@@ -13,6 +13,7 @@
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "core/thread_pool.hpp"
 #include "data/packed.hpp"
 #include "data/packed_part.hpp"
@@ -162,7 +163,7 @@ void remove_file(const fs::path& file) {
 
 /// Removes the parts from number `parts` on, and half-written ones.
 void remove_leftovers(const fs::path& index, std::int64_t parts) {
-  const fs::path folder = index.has_parent_path() ? index.parent_path() : fs::path(".");
+  const fs::path folder = core::folder_of(index);
   std::vector<fs::path> leftovers;
   std::error_code error;
   for (fs::directory_iterator files(folder, error); !error && files != fs::directory_iterator();

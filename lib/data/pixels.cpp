@@ -32,10 +32,11 @@ void check_range16(std::int64_t low, std::int64_t high) {
 
 void declare_pixel_options(core::Options& options) {
   options.section("Pixels");
-  options.add(
-      kChannels, std::int64_t{3},
-      "channels of an image and of what a network reads: 3 (RGB), 1 (grey), or as many as the files have, whose "
-      "samples are then taken as they are");
+  options
+      .add(kChannels, std::int64_t{3},
+           "channels of an image and of what a network reads: 3 (RGB), 1 (grey), or as many as the files have, whose "
+           "samples are then taken as they are")
+      .within(1, kMaxChannels);
   options
       .add(kRange16, std::vector<std::int64_t>{0, 65535},
            "values of 16-bit files that become black and white (0,4095 for 12 bits in 16)")
@@ -49,7 +50,6 @@ void declare_pixel_options(core::Options& options) {
 PixelConfig read_pixel_config(const core::Options& options) {
   PixelConfig pixels;
   const std::int64_t channels = options.integer(kChannels);
-  check_channels(channels);
   const auto& range16 = options.get<std::vector<std::int64_t>>(kRange16);
   check_range16(range16[0], range16[1]);
   pixels.range16 = {static_cast<int>(range16[0]), static_cast<int>(range16[1])};

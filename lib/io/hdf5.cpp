@@ -428,22 +428,9 @@ Dataset Group::create(std::string_view name, hid type, hid space, hid properties
   return dataset;
 }
 
-Dataset Group::create_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape,
-                              Layout layout) {
+Dataset Group::create_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape) {
   const Library library;
-  const std::string where = join(where_, name);
-  const Properties properties(H5Pcreate(H5P_DATASET_CREATE));
-  const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
-  if (layout == Layout::checked_chunks && !shape.empty() && !empty) {
-    constexpr hsize_t kChunkBytes = hsize_t{1} << 20;
-    std::vector<hsize_t> chunk(shape.begin(), shape.end());
-    hsize_t row_bytes = comm::size_of(dtype);
-    for (std::size_t axis = 1; axis < chunk.size(); ++axis) row_bytes *= chunk[axis];
-    chunk[0] = std::clamp<hsize_t>(kChunkBytes / row_bytes, 1, chunk[0]);
-    check(H5Pset_chunk(properties.get(), static_cast<int>(chunk.size()), chunk.data()), where, "set its chunks");
-    check(H5Pset_fletcher32(properties.get()), where, "set its checksum");
-  }
-  return create(name, type_of(dtype).get(), make_space(shape, where).get(), properties.get());
+  return create(name, type_of(dtype).get(), make_space(shape, join(where_, name)).get(), H5P_DEFAULT);
 }
 
 void Group::create_virtual_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape,
@@ -542,10 +529,9 @@ File::File(const std::filesystem::path& path, Access access)
   // This version of the format checksums its own structures.
   check(H5Pset_libver_bounds(properties.get(), H5F_LIBVER_V110, H5F_LIBVER_V110), path_, "set up HDF5");
   const bool create = access == Access::create;
-  const unsigned mode = access == Access::read ? H5F_ACC_RDONLY : H5F_ACC_RDWR;
   handle_ =
       Handle<detail::close_file>(check(create ? H5Fcreate(path_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, properties.get())
-                                              : H5Fopen(path_.c_str(), mode, properties.get()),
+                                              : H5Fopen(path_.c_str(), H5F_ACC_RDONLY, properties.get()),
                                        path_, create ? "create the HDF5 file" : "open the HDF5 file"));
 }
 
@@ -561,8 +547,8 @@ Group File::root() const {
 
 void File::close() {
   const Library library;
-  if (H5Fget_obj_count(handle_.get(), H5F_OBJ_DATASET | H5F_OBJ_LOCAL) > 0) {
-    throw std::logic_error(path_ + ": a dataset is still open while its file is closed");
+  if (H5Fget_obj_count(handle_.get(), H5F_OBJ_DATASET | H5F_OBJ_GROUP | H5F_OBJ_LOCAL) > 0) {
+    throw std::logic_error(path_ + ": a dataset or group is still open while its file is closed");
   }
   check(H5Fflush(handle_.get(), H5F_SCOPE_GLOBAL), path_, "write the file");
   check(handle_.close(), path_, "close the file");

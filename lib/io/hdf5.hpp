@@ -45,8 +45,7 @@ int close_group(hid);
 int close_dataset(hid);
 }  // namespace detail
 
-enum class Access : std::uint8_t { read, create, modify };
-enum class Layout : std::uint8_t { contiguous, checked_chunks };  ///< checked_chunks: chunked with Fletcher-32
+enum class Access : std::uint8_t { read, create };
 
 class Dataset {
  public:
@@ -55,7 +54,7 @@ class Dataset {
   /// Reads/writes whole rows starting at `first_row`; the buffer's type must be the dataset's.
   void read(comm::Buffer out, std::int64_t first_row = 0) const;
   void write(comm::Buffer rows, std::int64_t first_row = 0);
-  /// Byte offset of contiguous data in the file (for pread); throws when the layout is not contiguous or not allocated.
+  /// Byte offset of the data in the file (for pread); throws when they do not lie in one piece or are not written yet.
   std::int64_t file_offset() const;
   /// Checked: on a full disk only this reports the failure. Call it for every dataset written.
   void close();
@@ -80,8 +79,7 @@ class Group {
   Group group(std::string_view name) const;
   Group create_group(std::string_view name);
   Dataset dataset(std::string_view name) const;
-  Dataset create_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape,
-                         Layout layout = Layout::contiguous);
+  Dataset create_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape);
   /// Slices stacked along the first axis, in order.
   void create_virtual_dataset(std::string_view name, comm::DType dtype, std::span<const std::int64_t> shape,
                               std::span<const VirtualSlice> slices);
@@ -107,7 +105,9 @@ class File {
  public:
   File(const std::filesystem::path& path, Access access);
   Group root() const;
-  void close();  ///< after every Dataset's own checked close()
+  /// Checked, after every Dataset's own close(). A dataset or group that is still open would keep the file open, too:
+  /// that is a bug and throws std::logic_error.
+  void close();
 
  private:
   detail::Handle<detail::close_file> handle_;

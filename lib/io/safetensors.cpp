@@ -212,25 +212,19 @@ void write_safetensors(const std::filesystem::path& file, const NamedTensors& te
   const std::string header = make_header(ordered, metadata, file);
   const std::uint64_t header_bytes = header.size();
 
-  std::filesystem::path temporary = file;
-  temporary += ".tmp";
-  try {
-    std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
-    stream.write(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
-    stream.write(header.data(), std::ssize(header));
-    for (const auto& [name, tensor] : ordered) {
-      stream.write(static_cast<const char*>(tensor.const_data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
-    }
-    stream.close();
-    if (!stream) {
-      throw core::StorageError(fmt::format("{}: cannot write the file: {}.", temporary.string(), std::strerror(errno)));
-    }
-    core::publish_file(temporary, file);
-  } catch (...) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    throw;
+  const core::TemporaryFile temporary(file.string() + ".tmp");
+  std::ofstream stream(temporary.path(), std::ios::binary | std::ios::trunc);
+  stream.write(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
+  stream.write(header.data(), std::ssize(header));
+  for (const auto& [name, tensor] : ordered) {
+    stream.write(static_cast<const char*>(tensor.const_data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
   }
+  stream.close();
+  if (!stream) {
+    throw core::StorageError(
+        fmt::format("{}: cannot write the file: {}.", temporary.path().string(), std::strerror(errno)));
+  }
+  core::publish_file(temporary.path(), file);
 }
 
 }  // namespace allosaur::io

@@ -33,7 +33,7 @@ class ShardedWriter {
   void set_attribute(const std::string& name, std::int64_t value);
   /// Collective. Closes, reads back against the checksums, renames the shards into place, then publishes the index.
   /// When it fails on any rank it throws on all, nothing of this writer is left on disk, and an older array is as it
-  /// was.
+  /// was; only when the new index is in its place already and the disk cannot confirm it, both are kept.
   void publish();
 
  private:
@@ -60,9 +60,6 @@ class ShardedReader {
   std::vector<std::string> read_strings(const std::string& name) const;
   std::string text_attribute(const std::string& name) const;
   std::int64_t integer_attribute(const std::string& name) const;
-  bool has_attribute(const std::string& name) const;
-  /// Local. Verifies every shard's hash now.
-  void verify() const;
 
  private:
   struct Impl;

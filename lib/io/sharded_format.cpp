@@ -42,6 +42,33 @@ std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text));
 }
 
+void fill_index(hdf5::Group root, const Manifest& manifest) {
+  for (const auto& [name, value] : manifest.attributes) {
+    std::visit([&, &key = name](const auto& v) { root.set_attribute(key, v); }, value);
+  }
+  for (std::size_t a = 0; a < manifest.arrays.size(); ++a) {
+    const Array& array = manifest.arrays[a];
+    std::vector<hdf5::VirtualSlice> slices;
+    std::vector<std::int64_t> shape{0};
+    std::size_t length = 0;
+    for (const Shard& shard : manifest.shards) {
+      slices.push_back({shard.file, "/" + array.name, shard.slices[a].rows});
+      shape[0] += shard.slices[a].rows;
+      length = std::max(length, shard.slices[a].length);
+    }
+    shape.insert(shape.end(), array.row_shape.begin(), array.row_shape.end());
+    if (array.dtype) {
+      root.create_virtual_dataset(array.name, *array.dtype, shape, slices);
+    } else {
+      root.create_virtual_strings(array.name, length, slices);
+    }
+  }
+  hdf5::Group own = root.create_group(kGroup);
+  const std::string text = to_text(manifest);
+  own.set_attribute(kHash, core::hash_hex(core::hash_bytes(bytes_of(text))));
+  own.write_strings(kManifest, {&text, 1});
+}
+
 }  // namespace
 
 std::int64_t Array::row_elements() const {
@@ -112,31 +139,7 @@ Manifest from_text(const std::string& text, const std::filesystem::path& source)
 
 void write_index(const std::filesystem::path& index, const Manifest& manifest) {
   hdf5::File file(index, hdf5::Access::create);
-  hdf5::Group root = file.root();
-  for (const auto& [name, value] : manifest.attributes) {
-    std::visit([&, &key = name](const auto& v) { root.set_attribute(key, v); }, value);
-  }
-  for (std::size_t a = 0; a < manifest.arrays.size(); ++a) {
-    const Array& array = manifest.arrays[a];
-    std::vector<hdf5::VirtualSlice> slices;
-    std::vector<std::int64_t> shape{0};
-    std::size_t length = 0;
-    for (const Shard& shard : manifest.shards) {
-      slices.push_back({shard.file, "/" + array.name, shard.slices[a].rows});
-      shape[0] += shard.slices[a].rows;
-      length = std::max(length, shard.slices[a].length);
-    }
-    shape.insert(shape.end(), array.row_shape.begin(), array.row_shape.end());
-    if (array.dtype) {
-      root.create_virtual_dataset(array.name, *array.dtype, shape, slices);
-    } else {
-      root.create_virtual_strings(array.name, length, slices);
-    }
-  }
-  hdf5::Group own = root.create_group(kGroup);
-  const std::string text = to_text(manifest);
-  own.set_attribute(kHash, core::hash_hex(core::hash_bytes(bytes_of(text))));
-  own.write_strings(kManifest, {&text, 1});
+  fill_index(file.root(), manifest);
   file.close();
 }
 

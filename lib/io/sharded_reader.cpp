@@ -172,22 +172,4 @@ std::int64_t ShardedReader::integer_attribute(const std::string& name) const {
   return impl_->attribute<std::int64_t>(name);
 }
 
-bool ShardedReader::has_attribute(const std::string& name) const {
-  return impl_->manifest.attributes.contains(name);
-}
-
-void ShardedReader::verify() const {
-  const std::lock_guard lock(impl_->mutex);
-  for (std::size_t a = 0; a < impl_->manifest.arrays.size(); ++a) {
-    for (std::size_t s = 0; s < impl_->manifest.shards.size(); ++s) {
-      impl_->verified[a][s] = false;
-      if (impl_->manifest.arrays[a].dtype) {
-        impl_->read_slice(a, s, 0, 0, nullptr);
-      } else {
-        impl_->read_strings(a, s);
-      }
-    }
-  }
-}
-
 }  // namespace allosaur::io

@@ -24,10 +24,6 @@ fs::path temporary_of(fs::path file) {
   return file += kTemporary;
 }
 
-fs::path folder_of(const fs::path& file) {
-  return file.has_parent_path() ? file.parent_path() : fs::path(".");
-}
-
 /// Shards are named `<stem>.<generation>.<rank>.h5`, so that writing an array anew leaves the old one whole until the
 /// new index is in its place. The generation in the name of a shard (or what is left of one under a temporary name) of
 /// `index`.
@@ -44,19 +40,16 @@ std::optional<std::int64_t> generation_of(std::string name, const fs::path& inde
   return generation;
 }
 
-/// Calls body(file, generation) for every shard file of `index` in its folder.
+/// Calls body(file, generation) for every shard file of `index` in its folder; gives what kept it from listing them.
 template <class Body>
-void for_each_shard(const fs::path& index, Body&& body) {
+std::error_code for_each_shard(const fs::path& index, Body&& body) {
   std::error_code error;
-  fs::directory_iterator files(folder_of(index), error);
+  fs::directory_iterator files(core::folder_of(index), error);
   for (; !error && files != fs::directory_iterator(); files.increment(error)) {
     if (const auto generation = generation_of(files->path().filename().string(), index))
       body(files->path(), *generation);
   }
-  if (error) {
-    throw core::StorageError(
-        fmt::format("{}: cannot list the folder: {}.", folder_of(index).string(), error.message()));
-  }
+  return error;
 }
 
 void remove_quietly(const fs::path& file) {
@@ -81,11 +74,16 @@ struct ShardedWriter::Impl {
   void open() {
     generation = std::stoll(comm::on_root(group, [&] {
       std::int64_t last = 0;
-      for_each_shard(index, [&](const fs::path&, std::int64_t used) { last = std::max(last, used); });
+      const std::error_code error =
+          for_each_shard(index, [&](const fs::path&, std::int64_t used) { last = std::max(last, used); });
+      if (error) {
+        throw core::StorageError(
+            fmt::format("{}: cannot list the folder: {}.", core::folder_of(index).string(), error.message()));
+      }
       return std::to_string(last + 1);
     }));
     const std::string name = fmt::format("{}.{}.{:05}.h5", index.stem().string(), generation, group.rank());
-    shard = folder_of(index) / name;
+    shard = core::folder_of(index) / name;
     manifest.shards.push_back({name, 0, {}});
     comm::coordinate(group, [&] { file.emplace(temporary_of(shard), hdf5::Access::create); });
   }
@@ -132,6 +130,7 @@ struct ShardedWriter::Impl {
     file->close();
     file.reset();
     const fs::path temporary = temporary_of(shard);
+    core::evict_from_cache(temporary);
     {
       const hdf5::File written(temporary, hdf5::Access::read);
       for (std::size_t a = 0; a < manifest.arrays.size(); ++a) {
@@ -145,13 +144,16 @@ struct ShardedWriter::Impl {
         }
       }
     }
-    manifest.shards[0].bytes = static_cast<std::int64_t>(fs::file_size(temporary));
+    std::error_code error;
+    manifest.shards[0].bytes = static_cast<std::int64_t>(fs::file_size(temporary, error));
+    if (error)
+      throw core::StorageError(fmt::format("{}: cannot tell its size: {}.", temporary.string(), error.message()));
     core::publish_file(temporary, shard);
     return sharded::to_text(manifest);
   }
 
-  /// On rank 0.
-  void publish_index(const std::vector<std::string>& records) {
+  /// On rank 0. The name of the index is not durable yet.
+  void place_index(const std::vector<std::string>& records) {
     sharded::Manifest joined = sharded::from_text(records[0], index);
     for (std::size_t rank = 1; rank < records.size(); ++rank) {
       sharded::Manifest other = sharded::from_text(records[rank], index);
@@ -162,8 +164,9 @@ struct ShardedWriter::Impl {
     }
     const fs::path temporary = temporary_of(index);
     sharded::write_index(temporary, joined);
+    core::evict_from_cache(temporary);
     sharded::read_index(temporary);  // the checksum of the index, before it replaces another
-    core::publish_file(temporary, index);
+    core::replace_file(temporary, index);
   }
 
   void discard() {
@@ -204,20 +207,22 @@ void ShardedWriter::publish() {
     const std::string record = comm::coordinate(impl.group, [&] { return impl.finish_shard(); });
     const std::vector<std::string> records = impl.group.gather_all(record);
     comm::coordinate(impl.group, [&] {
-      if (impl.group.rank() == 0) impl.publish_index(records);
+      if (impl.group.rank() == 0) impl.place_index(records);
     });
   } catch (...) {
     impl.discard();
     throw;
   }
-  impl.published = true;
-  if (impl.group.rank() == 0) {
+  impl.published = true;  // whatever comes, the index needs its shards now
+  comm::coordinate(impl.group, [&] {
+    if (impl.group.rank() != 0) return;
+    core::sync_directory(core::folder_of(impl.index));
     std::vector<fs::path> outdated;
     for_each_shard(impl.index, [&](const fs::path& file, std::int64_t generation) {
       if (generation != impl.generation) outdated.push_back(file);
     });
     for (const fs::path& file : outdated) remove_quietly(file);
-  }
+  });
 }
 
 }  // namespace allosaur::io

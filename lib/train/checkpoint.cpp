@@ -204,8 +204,9 @@ Checkpoints::Checkpoints(comm::Communicator& group, std::filesystem::path direct
 
 Checkpoints::~Checkpoints() {
   if (!writer_->thread.joinable()) return;
-  if (std::uncaught_exceptions() > 0) {
-    // The others may be gone, and writing then never ends.
+  // After an agreed failure every rank comes here, and MPI is finalised soon. After another the job is aborted: then
+  // the other ranks may be gone already, and writing would never end.
+  if (std::uncaught_exceptions() > 0 && !group_.host().agreed_failure()) {
     std::unique_lock lock(writer_->mutex);
     if (!writer_->changed.wait_for(lock, std::chrono::seconds(8), [&] { return !writer_->busy; })) {
       writer_->thread.detach();

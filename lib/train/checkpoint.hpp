@@ -32,7 +32,7 @@ class Checkpoints {
   /// Collective over `group` (host memory). `watchdog` is fed with every array that is read or written.
   Checkpoints(comm::Communicator& group, std::filesystem::path directory, RunIdentity run, core::Log& log,
               comm::Watchdog& watchdog);
-  /// Waits for what is being written; while an exception unwinds, for eight seconds at most.
+  /// Waits for what is being written; while an exception unwinds that is not all ranks', for eight seconds at most.
   ~Checkpoints();
 
   /// Collective. Starts writing the state after `iteration` updates, and removing what `config` does not keep. Waits

@@ -40,9 +40,17 @@ std::pair<double, double> range(const core::Options& options, const char* key) {
   return {values[0], values[1]};
 }
 
+constexpr std::string_view kMemoryEfficient = "_memeff";  // behind an architecture in official configurations: the same
+
+std::vector<std::string> architectures() {
+  std::vector<std::string> names = model::vit_presets();
+  for (const std::string& preset : model::vit_presets()) names.push_back(fmt::format("{}{}", preset, kMemoryEfficient));
+  return names;
+}
+
 model::VitConfig backbone_config(const core::Options& options) {
   std::string arch = options.text("student.arch");
-  if (arch.ends_with("_memeff")) arch.resize(arch.size() - 7);
+  if (arch.ends_with(kMemoryEfficient)) arch.resize(arch.size() - kMemoryEfficient.size());
   model::VitConfig vit = model::vit_preset(arch);
   const auto override_with = [&](const char* key, int& value) {
     if (const int given = options.small_integer(key); given != 0) value = given;
@@ -122,11 +130,12 @@ void declare_options(core::Options& o) {
         "Images a group: KoLeo, mask quotas and stochastic depth act within groups, whichever rank holds them")
       .at_least(1);
   o.add("train.num_workers", std::int64_t{0}, "Loader threads a rank; 0 = the rank's compute threads", OptionKind::free)
-      .at_least(0);
+      .at_least(0)
+      .fits_int();
   o.add("train.seed", std::int64_t{0}, "Seed of everything random");
-  o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops").at_least(1);
-  o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops").at_least(1);
-  o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image").at_least(0);
+  o.add("crops.global_crops_size", std::int64_t{224}, "Pixels a side of the 2 global crops").at_least(1).fits_int();
+  o.add("crops.local_crops_size", std::int64_t{96}, "Pixels a side of the local crops").at_least(1).fits_int();
+  o.add("crops.local_crops_number", std::int64_t{8}, "Local crops an image").at_least(0).fits_int();
   o.add("crops.global_crops_scale", Numbers{0.32, 1.0}, "Share of the image's area in a global crop")
       .values(2)
       .above(0)
@@ -153,7 +162,9 @@ void declare_options(core::Options& o) {
         "Blur with the probabilities 1.0,0.1,0.5, which the published code names, instead of those it has in effect");
   o.add("crops.blur_sigma", Numbers{0.1, 2.0}, "Range of the standard deviation of blur, in pixels").values(2).above(0);
   o.add("crops.solarize", 0.2, "Probability of solarisation of global crop 2").within(0, 1);
-  o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more").within(0, 256);
+  o.add("crops.solarize_threshold", std::int64_t{128}, "Solarisation inverts values of this and more")
+      .within(0, 256)
+      .fits_int();
   o.add("crops.dct_scaling", true,
         "Decode a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that serves every crop; false: whole, as "
         "published");
@@ -163,19 +174,23 @@ void declare_options(core::Options& o) {
         OptionKind::free);
 
   o.section("Pretraining: networks");
-  o.add("student.arch", std::string("vit_large"), "vit_tiny, vit_small, vit_base, vit_large or vit_giant2");
+  o.add("student.arch", std::string("vit_large"), "Architecture of the backbone").one_of(architectures());
   o.add("student.embed_dim", std::int64_t{0}, "Width instead of the architecture's; 0 = the architecture's")
-      .at_least(0);
-  o.add("student.depth", std::int64_t{0}, "Blocks instead of the architecture's; 0 = the architecture's").at_least(0);
+      .at_least(0)
+      .fits_int();
+  o.add("student.depth", std::int64_t{0}, "Blocks instead of the architecture's; 0 = the architecture's")
+      .at_least(0)
+      .fits_int();
   o.add("student.num_heads", std::int64_t{0}, "Attention heads instead of the architecture's; 0 = the architecture's")
-      .at_least(0);
-  o.add("student.patch_size", std::int64_t{16}, "Pixels a side of a patch").at_least(1);
+      .at_least(0)
+      .fits_int();
+  o.add("student.patch_size", std::int64_t{16}, "Pixels a side of a patch").at_least(1).fits_int();
   o.add("student.drop_path_rate", 0.3, "Share of residual branches skipped by stochastic depth").at_least(0).below(1);
   o.add("student.drop_path_uniform", true, "The same rate in all blocks; false: linear from 0 to the rate");
   o.add("student.layerscale", 1e-5, "Initial LayerScale; 0 = none").at_least(0);
   o.add("student.ffn_layer", std::string("mlp"), "mlp, or swiglu (swiglufused is the same)")
       .one_of({"mlp", "swiglu", "swiglufused"});
-  o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens").at_least(0);
+  o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens").at_least(0).fits_int();
   o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
   o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size")
       .at_least(0);
@@ -195,9 +210,9 @@ void declare_options(core::Options& o) {
   for (const std::string head : {"dino", "ibot"}) {
     o.add(head + ".loss_weight", 1.0, "Weight of the loss").at_least(0);
     o.add(head + ".head_n_prototypes", std::int64_t{65536}, "Prototypes").at_least(1);
-    o.add(head + ".head_bottleneck_dim", std::int64_t{256}, "Width of the normalised embedding").at_least(1);
-    o.add(head + ".head_nlayers", std::int64_t{3}, "Layers of the projection").at_least(1);
-    o.add(head + ".head_hidden_dim", std::int64_t{2048}, "Width of its hidden layers").at_least(1);
+    o.add(head + ".head_bottleneck_dim", std::int64_t{256}, "Width of the normalised embedding").at_least(1).fits_int();
+    o.add(head + ".head_nlayers", std::int64_t{3}, "Layers of the projection").at_least(1).fits_int();
+    o.add(head + ".head_hidden_dim", std::int64_t{2048}, "Width of its hidden layers").at_least(1).fits_int();
   }
   o.add("dino.koleo_loss_weight", 0.1, "Weight of the KoLeo regulariser on the class tokens of each global crop")
       .at_least(0);

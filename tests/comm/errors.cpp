@@ -2,6 +2,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "collectives.hpp"
 #include "comm/coordinate.hpp"
@@ -53,6 +54,8 @@ TEST_CASE("coordinate: the thrower throws its own, the others a PeerError with t
   CHECK(std::string(error.what()).find("no such file") != std::string::npos);
   CHECK(world().agreed_failure()->message.substr(0, expected.size()) == expected);
   CHECK(world().sum(std::int64_t{1}) == world().size());  // everyone is still in step
+  coordinate(world(), [] {});
+  CHECK(!world().agreed_failure());  // it lies behind
 }
 
 TEST_CASE("coordinate: the lowest of several failing ranks is named, the others are listed") {
@@ -103,6 +106,26 @@ TEST_CASE("different collectives are found out on every rank") {
                  "broadcast(float32 x 8, root 0)");
   check_mismatch([&] { group->all_reduce(std::span(data).first(odd ? 3 : 4), ReduceOp::sum); },
                  "all_reduce(float32 x 4, sum)", "all_reduce(float32 x 3, sum)");
+  const auto size = static_cast<std::size_t>(group->size());
+  std::vector<std::int64_t> counts(size, 1);
+  counts[odd ? 0 : 1] = 2;
+  std::vector<float> gathered(size + 1);
+  check_mismatch(
+      [&] {
+        const auto mine = static_cast<std::size_t>(counts[static_cast<std::size_t>(group->rank())]);
+        group->all_gather_counts(std::span(data).first(mine), std::span(gathered), counts);
+      },
+      "all_gather_counts(float32 x ", "all_gather_counts(float32 x ");
+  // All send one element to every rank; those of odd number expect two of rank 0.
+  const std::vector<std::int64_t> ones(size, 1);
+  std::vector<std::int64_t> expected = ones;
+  expected[0] = odd ? 2 : 1;
+  std::vector<float> sent(size), received(size + 1);
+  check_mismatch(
+      [&] { group->all_to_all(std::span(sent), ones, std::span(received).first(odd ? size + 1 : size), expected); },
+      "agrees", "expects 2 elements from rank 0, which sends 1");
+  check_mismatch([&] { group->ring_shift(std::span(data).first(3), std::span(data).last(odd ? 4 : 3)); }, "agrees",
+                 "expects 4 elements from rank 0, which sends 3");
   CHECK(group->sum(std::int64_t{1}) == group->size());  // nothing was executed, so the group is still usable
 }
 

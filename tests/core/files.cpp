@@ -33,6 +33,17 @@ TEST_CASE("files: errors name the file and the reason") {
   CHECK_THROWS_AS(core::write_atomically("/dev/full/x", "x"), core::StorageError);
   std::ofstream(directory.path() / "plain") << "x";
   CHECK_THROWS_AS(core::make_directory(directory.path() / "plain" / "below"), core::StorageError);
+  CHECK_THROWS_WITH_AS(core::read_text(directory.path() / "plain" / "below"), doctest::Contains("Not a directory"),
+                       core::InputError);
+}
+
+TEST_CASE("files: folders are made with their parents, wherever they begin") {
+  testing::TemporaryDirectory directory;
+  core::make_directory(directory.path() / "a" / "b" / "");
+  core::make_directory(directory.path() / "a" / "b" / "c");
+  CHECK(std::filesystem::is_directory(directory.path() / "a" / "b" / "c"));
+  CHECK(core::folder_of("plain") == ".");
+  CHECK(core::folder_of("a/plain") == "a");
 }
 
 TEST_CASE("files: XXH3-64 as published") {

@@ -64,8 +64,6 @@ TEST_CASE("options: defaults, file and flags, where a flag wins") {
   CHECK(options.get<std::vector<double>>("data.scale") == std::vector<double>{0.5, 0.75});
   CHECK(options.get<std::vector<std::int64_t>>("data.sizes") == std::vector<std::int64_t>{224, 98});
   CHECK(options.get<std::vector<std::string>>("data.roots") == std::vector<std::string>{"a", "b"});
-  CHECK(options.given("optim.epochs"));
-  CHECK(!options.given("data.sizes"));
   CHECK_THROWS_AS(options.integer("optim.base_lr"), std::bad_variant_access);
   CHECK_THROWS_AS(options.integer("optim.unknown"), std::logic_error);
 }
@@ -81,7 +79,7 @@ TEST_CASE("options: a boolean flag alone is true, an emptied value is empty") {
 TEST_CASE("options: values that a rule forbids stand in the report") {
   Options options;
   options.add("rate", 0.5, "").above(0).at_most(1);
-  options.add("count", 4, "").at_least(1);
+  options.add("count", 4, "").at_least(1).fits_int();
   options.add("beta", 0.9, "").at_least(0).below(1);
   options.add("range", std::vector<double>{0.1, 0.5}, "").values(2).within(0, 1);
   options.add("blocks", std::vector<std::int64_t>{1, 4}, "").not_empty().at_least(1);
@@ -92,6 +90,7 @@ TEST_CASE("options: values that a rule forbids stand in the report") {
       {"--rate=0", "rate = 0 must be above 0 and at most 1"},
       {"--rate=1.01", "rate = 1.01 must be above 0 and at most 1"},
       {"--count=0", "count = 0 must be at least 1"},
+      {"--count=3000000000", "count = 3000000000 is too large"},
       {"--beta=1", "beta = 1 must be at least 0 and below 1"},
       {"--range=0.5", "range = 0.5 must have 2 values"},
       {"--range=0,1.5", "range = 0,1.5 must be at least 0 and at most 1"},
@@ -102,8 +101,11 @@ TEST_CASE("options: values that a rule forbids stand in the report") {
     Options again = options;
     CHECK_THROWS_WITH_AS(again.parse({flag}), doctest::Contains(("flag: " + message).c_str()), UsageError);
   }
-  options.parse({"--count=3000000000"});
-  CHECK_THROWS_WITH_AS(options.small_integer("count"), "count = 3000000000 is too large.", UsageError);
+  CHECK_THROWS_WITH_AS(options.set("count", 0), "count = 0 must be at least 1.", UsageError);
+  options.add("wide", 4, "");
+  CHECK_THROWS_AS(options.small_integer("wide"), std::logic_error);
+  options.add("zero", 0, "").above(0);
+  CHECK_THROWS_WITH_AS(options.parse({}), doctest::Contains("rule: zero"), std::logic_error);
 }
 
 TEST_CASE("options: all errors stand in one report, with places and nearest keys") {
@@ -192,4 +194,16 @@ TEST_CASE("options: help lists sections, types, defaults and meanings") {
   CHECK(contains(help, "--optim.base_lr NUMBER (=0.004)"));
   CHECK(contains(help, "--data.scale NUMBER,... (=0.32,1)"));
   CHECK(contains(help, "mirror images"));
+}
+
+TEST_CASE("options: help tells the rules, unless the meaning does") {
+  Options options;
+  options.add("rate", 0.5, "share").above(0).at_most(1);
+  options.add("range", std::vector<double>{0.1, 0.5}, "limits").values(2).at_least(0);
+  options.add("rule", "none", "how").one_of({"none", "sqrt"});
+  options.add("level", "info", "info or error").one_of({"info", "error"});
+  options.add("count", 4, "images").fits_int();
+  for (const char* text : {"share (above 0 and at most 1)\n", "limits (2 values, at least 0)\n",
+                           "how (one of none, sqrt)\n", "info or error\n", "images\n"})
+    CHECK(contains(options.help(), text));
 }

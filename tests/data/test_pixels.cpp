@@ -77,8 +77,8 @@ TEST_CASE("options of pixels") {
     std::vector<std::string> flags;
     const char* reason;
   };
-  for (const Wrong& wrong : {Wrong{{"--data.channels=0"}, "data.channels is 0"},
-                             {{"--data.channels=65"}, "data.channels is 65; it must be 1 to 64"},
+  for (const Wrong& wrong : {Wrong{{"--data.channels=0"}, "data.channels = 0 must be at least 1"},
+                             {{"--data.channels=65"}, "data.channels = 65 must be at least 1 and at most 64"},
                              {{"--data.mean=0.5"}, "data.mean has 1 values, but images of data.channels = 3"},
                              {{"--data.channels=1", "--data.std=1,1"}, "data.std has 2 values"},
                              {{"--data.std=1,0,1"}, "data.std is 1,0,1; each value must be above 0"},

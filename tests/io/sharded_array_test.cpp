@@ -91,7 +91,6 @@ TEST_CASE("sharded array: what ranks write is read back, whole and in parts") {
   write_example(index);
   CHECK(example_is_whole(index));
   const io::ShardedReader reader(index);
-  reader.verify();
   const std::int64_t total = example_total();
   CHECK(reader.names() == std::vector<std::string>{"group/values", "labels", "half", "nothing", "keys"});
   CHECK(reader.shape("group/values") == std::vector<std::int64_t>{total, 2, 3});
@@ -108,8 +107,6 @@ TEST_CASE("sharded array: what ranks write is read back, whole and in parts") {
   CHECK_THROWS_AS(reader.read("keys"), core::StorageError);
   CHECK_THROWS_AS(reader.read_strings("labels"), core::StorageError);
   CHECK_THROWS_AS(reader.text_attribute("iteration"), core::StorageError);
-  CHECK(reader.has_attribute("model"));
-  CHECK_FALSE(reader.has_attribute("other"));
 }
 
 TEST_CASE("sharded array: pieces of a large slice") {
@@ -245,8 +242,8 @@ TEST_CASE("sharded array: damaged, foreign and missing files are named") {
   const fs::path shard = directory.path() / "set.1.00000.h5";
   const std::string index_content = core::read_text(index), shard_content = core::read_text(shard);
   const auto use = [&] {
-    io::ShardedReader(index).verify();
-    CHECK(example_is_whole(index));
+    const bool whole = example_is_whole(index);  // a CHECK would catch what is thrown
+    CHECK(whole);
   };
   const auto damage = [&](const fs::path& file, const std::string& content) {
     testing::overwrite(file, content);
@@ -304,7 +301,9 @@ TEST_CASE("sharded array: other people's tools see joined arrays") {
   } else {
     MESSAGE("skipped: h5ls is not installed");
   }
-  if (has_command("python3 -c 'import h5py'")) {
+  std::string python = "python3";
+  if (!has_command("python3 -c 'import h5py'")) python = "/usr/bin/python3";  // the package's own, beside another one
+  if (has_command((python + " -c 'import h5py'").c_str())) {
     testing::overwrite(
         directory.path() / "check.py",
         "import h5py, sys\n"
@@ -313,9 +312,9 @@ TEST_CASE("sharded array: other people's tools see joined arrays") {
         "assert (f['labels'][()] == range(n)).all() and f['half'].shape == (n, 2, 3)\n"
         "assert [k.decode() for k in f['keys'][()]] == ['folder/' + 'k' * i + '.jpg' for i in range(n)]\n"
         "assert f.attrs['iteration'] == 1234 and f.attrs['model'] in (b'vit_tiny', 'vit_tiny')\n");
-    CHECK(
-        std::system(("cd / && python3 " + (directory.path() / "check.py").string() + " " + index.string() + " " + total)
-                        .c_str()) == 0);
+    CHECK(std::system(("cd / && " + python + " " + (directory.path() / "check.py").string() + " " + index.string() +
+                       " " + total)
+                          .c_str()) == 0);
   } else {
     MESSAGE("skipped: python3 has no h5py");
   }

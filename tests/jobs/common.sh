@@ -2,6 +2,8 @@
 # Sourced by the tests of the real program, each of which is called as TEST PROGRAM MPIRUN...
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tests/wait_for.sh
+source "$here/../wait_for.sh"
 program=$1
 shift
 mpirun=("$@")
@@ -39,13 +41,4 @@ need_python() {
   done
   echo "skipped: no python3 with h5py is installed"
   exit 77
-}
-
-# wait_for SECONDS COMMAND...: until the command succeeds; fails after that time.
-wait_for() {
-  local deadline=$((SECONDS + $1))
-  until "${@:2}" 2>/dev/null; do
-    [ $SECONDS -lt $deadline ] || return 1
-    sleep 0.05
-  done
 }

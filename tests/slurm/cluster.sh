@@ -4,10 +4,12 @@
 #   cluster_start FOLDER     starts it; FOLDER is absolute, short (it holds Unix sockets) and not below a private folder
 #   cluster_stop             ends every process of it
 #   job_field ID NAME        a field of `scontrol show job`, for instance JobState
-#   wait_for SECONDS COMMAND...   until COMMAND succeeds
 #
 # A node is a slurmd in its own UTS, PID and mount namespace: its own host name and /dev/shm, without which Open MPI takes
 # two nodes for one, and one process whose end is the end of all that runs on the node.
+
+# shellcheck source=tests/wait_for.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../wait_for.sh"
 
 cluster_configuration() {
   local port=$1 node
@@ -91,11 +93,3 @@ cluster_stop() {
 }
 
 job_field() { scontrol --oneliner show job "$1" 2>/dev/null | grep -oP "(^| )$2=\K\S+"; }
-
-wait_for() {
-  local deadline=$((SECONDS + $1))
-  until "${@:2}" 2>/dev/null; do
-    [ $SECONDS -lt $deadline ] || return 1
-    sleep 0.1
-  done
-}
