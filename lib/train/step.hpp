@@ -51,7 +51,7 @@ struct StepSeconds {
 };
 
 enum class StepVerdict : std::uint8_t {
-  updated,     ///< all is finite
+  updated,  ///< all is finite
   /// Float16 gradients were not finite: no update, the loss scale is halved. (The published code moves the EMA and the
   /// centres all the same.)
   overflowed,
