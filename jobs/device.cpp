@@ -12,8 +12,18 @@
 
 namespace allosaur::jobs {
 
-ComputeDevice::ComputeDevice(Context& context, const std::string& choice)
+void declare_device_option(core::Options& options, const std::string& key) {
+  options.add(key, "auto", "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one", core::OptionKind::free)
+      .one_of({"auto", "cpu", "cuda"});
+}
+
+void ComputeDevice::move(model::VisionTransformer& backbone) const {
+  for (const model::Parameter& parameter : backbone.parameters()) *parameter.tensor = parameter.tensor->to(device_);
+}
+
+ComputeDevice::ComputeDevice(Context& context, const std::string& key)
     : world_(context.world), watchdog_(context.watchdog) {
+  const std::string& choice = context.options.text(key);
   if (choice == "cpu") return;
 #ifdef ALLOSAUR_HAVE_CUDA
   const char* lack = "not every rank finds a GPU of its own";
@@ -26,10 +36,10 @@ ComputeDevice::ComputeDevice(Context& context, const std::string& choice)
   if (world_.max(missing ? 1 : 0) > 0) {
     comm::coordinate(world_, [&] {
       if (choice == "cuda" && missing)
-        throw core::UsageError(fmt::format(
-            "train.device is cuda, but this node has {} GPUs that this program can use, and this is rank {} "
-            "on it: start a rank a GPU with a build for GPUs, or choose cpu.",
-            devices, context.node_rank));
+        throw core::UsageError(
+            fmt::format("{} is cuda, but this node has {} GPUs that this program can use, and this is rank {} "
+                        "on it: start a rank a GPU with a build for GPUs, or choose cpu.",
+                        key, devices, context.node_rank));
     });
     context.log.info("Computing on CPUs: {}.", lack);
     return;

@@ -156,6 +156,11 @@ void RejectedList::add(const std::string& key, const std::string& reason) {
   impl_->added.push_back(core::hash_text(key));
 }
 
+void RejectedList::count(const std::string& key) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->added.push_back(core::hash_text(key));
+}
+
 void RejectedList::add_problems(const data::Dataset& dataset) {
   if (impl_->context.world.rank() != 0) return;
   for (const data::Rejected& problem : dataset.problems()) add(problem.key, problem.reason);

@@ -52,6 +52,8 @@ class RejectedList {
   /// Local, for any thread. The file is in this rank's list at once, so that a rank that fails has said why. Throws
   /// core::StorageError.
   void add(const std::string& key, const std::string& reason);
+  /// Local. Counts a file that is in a list already, of an earlier attempt maybe.
+  void count(const std::string& key);
   /// Local: rank 0 adds what a source held that cannot be used.
   void add_problems(const data::Dataset& dataset);
   /// Collective. Has rank 0 merge the lists into `rejected.jsonl`; throws core::InputError (on every rank) when more

@@ -1,7 +1,12 @@
 #include "jobs/sources.hpp"
 
 #include <cstdlib>
+#include <span>
 
+#include <fmt/format.h>
+
+#include "comm/coordinate.hpp"
+#include "core/files.hpp"
 #include "data/pixels.hpp"
 
 namespace allosaur::jobs {
@@ -36,10 +41,27 @@ void declare_source_options(core::Options& options) {
 std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::path& source, data::Labels labels) {
   const std::string& cache = context.options.text("data.index_cache");
   data::Places places;
-  places.cache = cache == "auto" ? default_cache() : cache == "none" ? fs::path() : fs::path(cache);
-  places.stage = context.options.path("data.stage");
+  if (!context.dry_run) {
+    places.cache = cache == "auto" ? default_cache() : cache == "none" ? fs::path() : fs::path(cache);
+    places.stage = context.options.path("data.stage");
+  }
   places.progress = [&](std::int64_t) { context.watchdog.feed(); };
   return data::open_dataset(context.world, source, labels, places);
+}
+
+std::string identify(Context& context, const data::Dataset& images) {
+  constexpr std::int64_t kBlock = 4096;  // images between signs of life
+  const comm::Range rows = context.world.share(images.size());
+  std::uint64_t sum = 0;  // of hashes, which does not depend on how rows are split over ranks
+  comm::coordinate(context.world, [&] {
+    for (std::int64_t row = rows.first; row < rows.last; ++row) {
+      const std::string image = fmt::format("{}\t{}\t{}", images.key(row), images.label(row), images.length(row));
+      sum += core::hash_text(image, static_cast<std::uint64_t>(row));
+      if (row % kBlock == 0) context.watchdog.feed();
+    }
+  });
+  context.world.all_reduce(std::span(&sum, 1), comm::ReduceOp::sum);
+  return core::hash_hex(sum);
 }
 
 }  // namespace allosaur::jobs

@@ -3,9 +3,9 @@
 # when the phase stopped early.
 #
 # USR1 reaches the job script alone, before the time limit (--signal=B:USR1@300) or from `scancel -s USR1 --batch JOB`. It
-# becomes USR1 to the launcher, which passes it to all ranks: they write a checkpoint and exit with 75. TERM comes when the
-# job is ended, and Slurm sends it to every process: under srun the ranks write their checkpoint, mpirun kills them after
-# two seconds.
+# becomes USR1 to the launcher, which passes it to all ranks: they write a checkpoint and exit with 75. So does TERM. When
+# Slurm ends a job it sends TERM to every process, and mpirun then kills the ranks after two seconds; ranks take signals
+# that come within a second of each other for one request.
 
 ALLOSAUR_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=slurm/site.sh
@@ -18,14 +18,24 @@ program() {
   if [ -n "$ALLOSAUR" ]; then echo "$ALLOSAUR"; elif [ -x "$built" ]; then echo "$built"; else echo "$installed"; fi
 }
 
-# Whether the job is still meant to run: a cancelled one must not come back.
-is_running() { [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; }
+# Whether the job is still meant to run: a cancelled one must not come back. A busy controller is asked again.
+is_running() {
+  local state pause
+  for pause in 1 5 15 30 0; do
+    if state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T); then
+      [ "$state" = RUNNING ]
+      return
+    fi
+    sleep $pause
+  done
+  say "squeue does not tell whether the job was cancelled, so it is not requeued; submit it again to go on"
+  return 1
+}
 
 run_job() {
   local launcher='' stopping=no rc again=no
-  trap 'stopping=yes; [ -z "$launcher" ] || kill -USR1 "$launcher" 2>/dev/null' USR1
-  trap : TERM # outlives the ranks, to tell how they ended
-  prepare
+  trap 'stopping=yes; [ -z "$launcher" ] || kill -USR1 "$launcher" 2>/dev/null' USR1 TERM
+  prepare || { say "prepare() of the site settings has failed" && exit 2; }
   say "allosaur $* on ${SLURM_JOB_NODELIST} (restart ${SLURM_RESTART_COUNT:-0})"
   ALLOSAUR_LAUNCHER=$LAUNCHER "$ALLOSAUR_HOME/scripts/launch" "${CONTAINER[@]}" "$(program)" "$@" &
   launcher=$!

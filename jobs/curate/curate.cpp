@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,7 +18,6 @@
 #include "curation/deduplicate.hpp"
 #include "curation/descriptor.hpp"
 #include "curation/retrieve.hpp"
-#include "curation/score.hpp"
 #include "curation/thumbnail.hpp"
 #include "data/joined.hpp"
 #include "data/packed.hpp"
@@ -25,6 +25,10 @@
 #include "data/pixels.hpp"
 #include "io/sharded_array.hpp"
 #include "jobs/curate/features.hpp"
+#include "jobs/curate/results.hpp"
+#include "jobs/curate/sheets.hpp"
+#include "jobs/device.hpp"
+#include "jobs/kept_features.hpp"
 #include "jobs/run_directory.hpp"
 #include "jobs/sources.hpp"
 #include "model/weights.hpp"
@@ -52,7 +56,10 @@ struct Config {
   std::int64_t duplicate_k = 0;
   curation::RetrievalConfig retrieval;
   features::ExtractConfig extract;
-  std::unique_ptr<model::VisionTransformer> copy_backbone, similarity_backbone;  // may be none
+};
+
+struct Backbones {
+  std::unique_ptr<model::VisionTransformer> copy, similarity;  // may be none
 };
 
 std::optional<double> read_threshold(const core::Options& options, std::string_view key) {
@@ -71,8 +78,13 @@ std::optional<double> read_threshold(const core::Options& options, std::string_v
   return value;
 }
 
-Config read_config(const Context& context) {
-  const core::Options& options = context.options;
+void check_thresholds(double duplicate, double reference) {
+  if (reference <= duplicate) return;
+  throw core::UsageError(fmt::format(
+      "curate.reference_threshold = {} must not be above curate.dedup_threshold, which is {}.", reference, duplicate));
+}
+
+Config read_config(const core::Options& options, int threads) {
   Config config{.pool = {options.text("curate.pool")},
                 .curated = options.get<std::vector<std::string>>("curate.curated"),
                 .references = options.get<std::vector<std::string>>("curate.reference"),
@@ -84,34 +96,44 @@ Config read_config(const Context& context) {
                             .resize = options.small_integer("curate.resize"),
                             .crop = options.small_integer("curate.crop"),
                             .batch = options.small_integer("curate.batch"),
-                            .threads = context.threads},
-                .copy_backbone = {},
-                .similarity_backbone = {}};
+                            .threads = threads}};
   if (config.pool.front().empty())
     throw core::UsageError("curate.pool is not given: name a folder of images, or packed images.");
+  if (config.extract.crop > config.extract.resize) {
+    throw core::UsageError(fmt::format("curate.crop = {} must be at most curate.resize = {}.", config.extract.crop,
+                                       config.extract.resize));
+  }
+  if (config.duplicate_threshold && config.reference_threshold)
+    check_thresholds(*config.duplicate_threshold, *config.reference_threshold);
   const int channels = config.extract.pixels.channels;
-  const auto load_backbone = [&](const std::string& file) {
-    auto backbone = model::load_backbone(file);
-    model::require_channels(backbone->config(), channels, file);
-    return backbone;
-  };
-  if (const std::string& file = options.text("curate.copy_weights"); !file.empty()) {
+  if (!options.text("curate.copy_weights").empty()) {
     if (!config.duplicate_threshold) {
       throw core::UsageError(
           "With curate.copy_weights, curate.dedup_threshold must be a number: the calibrated one is the training-free "
           "descriptor's.");
     }
-    config.copy_backbone = load_backbone(file);
   } else if (channels != 1 && channels != 3) {
     throw core::UsageError(fmt::format(
         "data.channels is {}, but without curate.copy_weights copies are found by a descriptor of grey or RGB "
         "images: give a backbone for {} channels.",
         channels, channels));
   }
-  if (const std::string& file = options.text("curate.similarity_weights"); !file.empty()) {
-    config.similarity_backbone = load_backbone(file);
-  }
   return config;
+}
+
+Backbones load_backbones(const core::Options& options, const features::ExtractConfig& view) {
+  const auto load = [&](const char* key) -> std::unique_ptr<model::VisionTransformer> {
+    const std::string& file = options.text(key);
+    if (file.empty()) return {};
+    auto backbone = model::load_backbone(file);
+    model::require_channels(backbone->config(), view.pixels.channels, file);
+    if (view.crop % backbone->config().patch_size != 0) {
+      throw core::UsageError(fmt::format("curate.crop = {} must be a multiple of {}, the patch size of {}.", view.crop,
+                                         backbone->config().patch_size, file));
+    }
+    return backbone;
+  };
+  return {load("curate.copy_weights"), load("curate.similarity_weights")};
 }
 
 curation::DeduplicationConfig read_thresholds(const Config& config,
@@ -119,11 +141,7 @@ curation::DeduplicationConfig read_thresholds(const Config& config,
   curation::DeduplicationConfig result{.k = config.duplicate_k};
   result.duplicate_threshold = config.duplicate_threshold ? *config.duplicate_threshold : calibrated->threshold;
   result.reference_threshold = config.reference_threshold.value_or(result.duplicate_threshold);
-  if (result.reference_threshold > result.duplicate_threshold) {
-    throw core::UsageError(
-        fmt::format("curate.reference_threshold = {} must not be above curate.dedup_threshold, which is {}.",
-                    result.reference_threshold, result.duplicate_threshold));
-  }
+  check_thresholds(result.duplicate_threshold, result.reference_threshold);
   return result;
 }
 
@@ -147,7 +165,7 @@ Images open_sources(Context& context, const Config& config) {
 }
 
 /// Collective. What the job would do, and what it would keep in memory and write at most.
-void log_plan(Context& context, const Config& config, const Images& images) {
+void log_plan(Context& context, const Backbones& backbones, const Images& images) {
   comm::Communicator& world = context.world;
   const data::Dataset& all = images.all;
   std::int64_t bytes = 0;
@@ -156,9 +174,8 @@ void log_plan(Context& context, const Config& config, const Images& images) {
       bytes += all.length(row);
   });
   const auto width = [](const model::VisionTransformer& backbone) { return std::int64_t{backbone.config().embed_dim}; };
-  std::int64_t values =
-      config.copy_backbone ? width(*config.copy_backbone) : curation::kViews * curation::kDescriptorWidth;
-  if (config.similarity_backbone) values += width(*config.similarity_backbone);
+  std::int64_t values = backbones.copy ? width(*backbones.copy) : curation::kViews * curation::kDescriptorWidth;
+  if (backbones.similarity) values += width(*backbones.similarity);
   const auto megabytes = [](std::int64_t n) { return static_cast<double>(n) / 1e6; };
   context.log.info("pool: {} images; curated: {}; references: {}", images.pool, images.curated, images.references);
   context.log.info("features of a rank: {:.1f} MB in memory; on disk, over {} ranks: {:.1f} MB",
@@ -172,13 +189,14 @@ struct Chosen {
   float similarity;
 };
 
-/// Collective. Retrieves from what is left of the pool. The rows of `features` lie in another split of the images than
-/// those of `map`: fates are asked for, and what is chosen is brought to the rank that owns it.
+/// Collective. Retrieves from what is left of the pool. `tokens` f32 [rows, D] are those of the images from `first` on,
+/// in another split of the images than that of `map`: fates are asked for, and what is chosen is brought to the rank
+/// that owns it.
 std::vector<Chosen> retrieve_images(Context& context, const Images& images, const search::RowMap& map,
-                                    const std::vector<Fate>& fates, const SimilarityFeatures& features,
+                                    const std::vector<Fate>& fates, const at::Tensor& tokens, std::int64_t first,
                                     const curation::RetrievalConfig& config, curation::Retrieval& retrieval) {
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(features.rows.size(0)));
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = features.first + static_cast<std::int64_t>(i);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(tokens.size(0)));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = first + static_cast<std::int64_t>(i);
   const std::vector<Fate> fate_of = map.fetch(fates, rows);
   std::vector<std::int64_t> queries, query_rows, pool, pool_rows;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -190,9 +208,9 @@ std::vector<Chosen> retrieve_images(Context& context, const Images& images, cons
   comm::coordinate(context.world, [&] {
     if (usable == 0) throw core::InputError("None of the images that curate.curated names could be decoded.");
   });
-  retrieval = curation::retrieve(context.world, features.rows.index_select(0, at::tensor(queries, at::kLong)),
-                                 query_rows, features.rows.index_select(0, at::tensor(pool, at::kLong)), config,
-                                 [&] { context.watchdog.feed(); });
+  retrieval =
+      curation::retrieve(context.world, tokens.index_select(0, at::tensor(queries, at::kLong)), query_rows,
+                         tokens.index_select(0, at::tensor(pool, at::kLong)), config, [&] { context.watchdog.feed(); });
   std::vector<Chosen> chosen;
   for (const curation::Retrieved& image : retrieval.images) {
     chosen.push_back({pool_rows[static_cast<std::size_t>(image.place)], image.nearest, image.similarity});
@@ -211,6 +229,12 @@ std::vector<Chosen> choose_all(const Images& images, const search::RowMap& map, 
     if (fates[i] == Fate::kept && images.in_pool(row)) chosen.push_back({row, row, 1.0F});
   }
   return chosen;
+}
+
+/// f32 [rows, D]: class tokens of unit length; zero where the image was rejected.
+at::Tensor unit_tokens(const features::Features& features) {
+  const at::Tensor tokens = features.cls.select(1, 0);
+  return tokens / tokens.norm(2, {1}, true).clamp_min(std::numeric_limits<float>::min());
 }
 
 /// Collective. `output`/results/decisions.h5: what became of every image, row by row.
@@ -239,6 +263,22 @@ void write_decisions(comm::Communicator& world, const fs::path& index, const Ima
   writer.set_attribute("fates",
                        "0 kept, 1 rejected, 2 duplicate (of row `cause`), 3 copy of a reference (row `cause`)");
   writer.publish();
+}
+
+/// Collective. `folder`/duplicates.png: images that were removed, behind those that stay; retrieved.png: images that
+/// came in, behind the curated ones that they are like.
+void write_sheets(Context& context, const fs::path& folder, const Images& images, const search::RowMap& map,
+                  const curation::Deduplication& deduplication, const std::vector<Chosen>& chosen,
+                  const std::array<int, 2>& range16) {
+  std::vector<ShownPair> duplicates, retrieved;
+  for (std::size_t i = 0; i < deduplication.fates.size(); ++i) {
+    if (deduplication.fates[i] == Fate::duplicate)
+      duplicates.push_back({deduplication.cause[i], map.first() + static_cast<std::int64_t>(i)});
+  }
+  for (const Chosen& image : chosen)
+    if (image.nearest != image.row) retrieved.push_back({image.nearest, image.row});
+  write_sheet(context, images.all, duplicates, range16, folder / kDuplicatesSheet);
+  write_sheet(context, images.all, retrieved, range16, folder / kRetrievedSheet);
 }
 
 /// Collective. Packs the chosen images with their provenance, or stops on request.
@@ -299,72 +339,9 @@ json summarise(const Images& images, const std::optional<curation::Calibration>&
   return summary;
 }
 
-/// Local. Compares the written decisions with a truth file.
-json score_decisions(const fs::path& index, std::int64_t pool, const std::string& truth) {
-  constexpr std::string_view kPoolPrefix = "pool/";
-  const io::ShardedReader reader(index);
-  curation::Decisions decisions;
-  decisions.keys = reader.read_strings("key");
-  decisions.keys.resize(static_cast<std::size_t>(pool));
-  for (std::string& key : decisions.keys) key.erase(0, kPoolPrefix.size());
-  const at::Tensor fate = reader.read("fate", 0, pool), cause = reader.read("cause", 0, pool),
-                   nearest = reader.read("nearest", 0, pool);
-  for (std::int64_t i = 0; i < pool; ++i) {
-    decisions.fates.push_back(static_cast<Fate>(fate.const_data_ptr<std::uint8_t>()[i]));
-    decisions.cause.push_back(cause.const_data_ptr<std::int64_t>()[i]);
-    decisions.retrieved.push_back(nearest.const_data_ptr<std::int64_t>()[i] >= 0);
-  }
-  const curation::Score score = curation::score(decisions, truth);
-  return {{"copies_planted", score.planted},
-          {"copies_recall", score.recall},
-          {"copies_recall_by_kind", score.recall_by_kind},
-          {"duplicates_removed", score.removed},
-          {"duplicates_precision", score.precision},
-          {"broken_planted", score.broken},
-          {"broken_found", score.broken_found},
-          {"retrieved_on_topic", score.on_topic},
-          {"pool_on_topic", score.pool_on_topic}};
-}
-
-void report_duplicates(core::Log& log, const curation::Deduplication& found, std::int64_t pool) {
-  if (found.edges == 0) {
-    log.info("no two images of the pool are copies of each other");
-    return;
-  }
-  const std::int64_t largest = found.components.rbegin()->first;
-  log.info(
-      "{} pairs of copies in the pool, with similarity {:.3f} at least and {:.3f} on average; the largest group of "
-      "copies has {} images",
-      found.edges, found.least_similarity, found.mean_similarity, largest);
-  if (largest > std::max<std::int64_t>(100, pool / 20)) {
-    log.warning(
-        "One group of copies holds {} of {} images, of which only one stays. If these are not copies, "
-        "curate.dedup_threshold is too low.",
-        largest, pool);
-  }
-}
-
-void print_summary(core::Log& log, const json& summary) {
-  const auto row = [&](const char* name, const char* key) {
-    log.info("{:<36}{:>12}", name, summary.at(key).get<std::int64_t>());
-  };
-  row("images in the pool", "pool");
-  row("  not decodable", "rejected");
-  row("  duplicates removed", "duplicates");
-  row("  copies of curated or reference images", "reference_copies");
-  row("  left", "left");
-  row("  retrieved", "retrieved");
-  row("curated images, as they are", "curated");
-  row("images in the result", "images");
-  if (!summary.contains("score")) return;
-  const auto percent = [&](const char* name, const char* key) {
-    log.info("{:<36}{:>12.1f} %", name, 100 * summary.at("score").at(key).get<double>());
-  };
-  percent("planted copies found", "copies_recall");
-  percent("removed duplicates that are copies", "duplicates_precision");
-  percent("broken files found", "broken_found");
-  percent("retrieved images that show a class", "retrieved_on_topic");
-  percent("  the same in the whole pool", "pool_on_topic");
+/// Local. A truth file that cannot be read is told before the work, not after it.
+void check_truth(const core::Options& options) {
+  if (const std::string& truth = options.text("curate.truth"); !truth.empty()) core::read_text(truth);
 }
 
 class CurateJob final : public Job {
@@ -420,6 +397,11 @@ void declare_curate_options(core::Options& options) {
       .add("curate.batch", std::int64_t{extract.batch}, "for these backbones: images a forward pass of a rank",
            OptionKind::free)
       .at_least(1);
+  declare_device_option(options, "curate.device");
+}
+
+void check_curate_options(const core::Options& options) {
+  read_config(options, 1);
 }
 
 Outcome curate(Context& context) {
@@ -429,21 +411,26 @@ Outcome curate(Context& context) {
   const auto feed = [&] { context.watchdog.feed(); };
   const auto stopped = [&] { return world.max(context.stop.requested()) != 0; };
 
-  // Before the output directory is opened, so that a misspelt path does not become its configuration.
-  const Config config = comm::coordinate(world, [&] { return read_config(context); });
+  // Before the output directory is opened, so that a mistake does not become its configuration.
+  const Config config = comm::coordinate(world, [&] { return read_config(context.options, context.threads); });
+  const Backbones backbones = comm::coordinate(world, [&] {
+    check_truth(context.options);
+    return load_backbones(context.options, config.extract);
+  });
   const Images images = open_sources(context, config);
   if (context.dry_run) {
-    log_plan(context, config, images);
+    log_plan(context, backbones, images);
     return Outcome::complete;
   }
   RunDirectory run(context, "curate", context.options.path("output"));
   const fs::path results = run.path() / "results" / "curate.json";
   log.info("pool: {} images; curated: {}; references: {}", images.pool, images.curated, images.references);
-  std::string identity = identify(world, images.all);
-  for (const auto& backbone : {config.copy_backbone.get(), config.similarity_backbone.get()}) {
-    identity += ' ';
-    identity += comm::on_root(world, [&] { return backbone == nullptr ? "-" : model::fingerprint(*backbone); });
-  }
+  const std::string images_identity = identify(context, images.all);
+  const auto fingerprint = [&](const std::unique_ptr<model::VisionTransformer>& backbone) {
+    return comm::on_root(world, [&] { return backbone ? model::fingerprint(*backbone) : "-"; });
+  };
+  const std::string copy_weights = fingerprint(backbones.copy), similarity_weights = fingerprint(backbones.similarity);
+  const std::string identity = fmt::format("{} {} {}", images_identity, copy_weights, similarity_weights);
   const std::string earlier = comm::on_root(world, [&] {
     const bool finished = fs::exists(results) && fs::exists(run.path() / kCuratedFolder / data::kPackedIndexName);
     return finished ? core::read_text(results) : std::string();
@@ -455,26 +442,35 @@ Outcome curate(Context& context) {
     return Outcome::complete;
   }
 
+  RejectedList rejected(context, run.path());
+  rejected.add_problems(images.all);
+  const auto judge = [&](std::int64_t rows) { rejected.judge(rows, context.options.number("run.max_rejected")); };
+  ComputeDevice device(context, "curate.device");
+  for (const auto& backbone : {backbones.copy.get(), backbones.similarity.get()})
+    if (backbone != nullptr) device.move(*backbone);
+
   CopyFeatures copy;
-  if (config.copy_backbone) {
-    const auto tokens =
-        backbone_features(context, *config.copy_backbone, images.all, config.extract, run.path(), "copy");
-    copy = {tokens.rows.unsqueeze(1), tokens.rows.norm(2, {1}).gt(0).to(at::kLong), {}};
-  } else if (auto found =
-                 training_free_features(context, images.all, images.pool, config.extract.pixels.range16, run.path())) {
+  if (backbones.copy) {
+    auto found = keep_features(context, *backbones.copy, copy_weights,
+                               {images.all, images_identity, run.path(), "copy", ""}, config.extract, rejected);
+    if (!found) return Outcome::preempted;
+    copy = {unit_tokens(*found).unsqueeze(1), at::tensor(found->area, at::kLong), {}};
+  } else {
+    auto found = training_free_features(context, images.all, images_identity, images.pool,
+                                        config.extract.pixels.range16, run.path(), rejected);
+    if (!found) return Outcome::preempted;
     copy = std::move(*found);
     log.info(
         "copies are found by a descriptor that needs no training; its threshold on this pool is {:.3f}, which misses "
         "{:.1f} % of synthetic copies; {:.1f} % of the images have a neighbour above it",
         copy.calibration->threshold, 100 * copy.calibration->copies_missed, 100 * copy.calibration->strangers_joined);
-  } else {
-    return Outcome::preempted;
   }
+  judge(copy.views.size(0));
   if (stopped()) return Outcome::preempted;
 
   const auto thresholds = comm::coordinate(world, [&] { return read_thresholds(config, copy.calibration); });
   const search::RowMap map(world, copy.views.size(0));
-  const auto deduplication = curation::deduplicate(world, copy.views, copy.pixels, images.pool, thresholds, feed);
+  const auto deduplication = curation::deduplicate(world, copy.views, copy.area, images.pool, thresholds, feed);
   report_duplicates(log, deduplication, images.pool);
   if (stopped()) return Outcome::preempted;
 
@@ -484,20 +480,29 @@ Outcome curate(Context& context) {
     log.info("curate.curated names no images: the result is all that is left of the pool");
     chosen = choose_all(images, map, deduplication.fates);
   } else {
-    SimilarityFeatures similarity{copy.views.select(1, 0), map.first()};
-    if (config.similarity_backbone) {
+    at::Tensor tokens = copy.views.select(1, 0);
+    std::int64_t first = map.first();
+    if (backbones.similarity) {
       log.info("similarity is that of the class tokens of {}", context.options.text("curate.similarity_weights"));
-      similarity = backbone_features(context, *config.similarity_backbone, images.without_references, config.extract,
-                                     run.path(), "similarity");
+      const data::Dataset& searched = images.without_references;
+      const std::string searched_identity = images.references > 0 ? identify(context, searched) : images_identity;
+      const auto found =
+          keep_features(context, *backbones.similarity, similarity_weights,
+                        {searched, searched_identity, run.path(), "similarity", ""}, config.extract, rejected);
+      if (!found) return Outcome::preempted;
+      tokens = unit_tokens(*found);
+      first = world.share(searched.size()).first;
+      judge(tokens.size(0));
     } else {
       log.info("similarity is that of the copy descriptor, since curate.similarity_weights names no backbone{}",
-               config.copy_backbone ? "" : ": images are retrieved by layout and colour, not by what they show");
+               backbones.copy ? "" : ": images are retrieved by layout and colour, not by what they show");
     }
-    chosen = retrieve_images(context, images, map, deduplication.fates, similarity, config.retrieval, retrieval);
+    chosen = retrieve_images(context, images, map, deduplication.fates, tokens, first, config.retrieval, retrieval);
   }
   if (stopped()) return Outcome::preempted;
   const fs::path decisions = run.path() / "results" / "decisions.h5";
   write_decisions(world, decisions, images, map, deduplication, chosen);
+  write_sheets(context, run.path() / "results", images, map, deduplication, chosen, config.extract.pixels.range16);
   const data::PackedResult packed = write_images(context, run.path() / kCuratedFolder, images, chosen);
   if (!packed.complete) return Outcome::preempted;
 

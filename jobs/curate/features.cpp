@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <nlohmann/json.hpp>
+#include <fmt/ranges.h>
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
@@ -15,8 +15,7 @@
 #include "curation/deduplicate.hpp"
 #include "curation/describe.hpp"
 #include "io/sharded_array.hpp"
-#include "jobs/run_directory.hpp"
-#include "model/weights.hpp"
+#include "jobs/kept_features.hpp"
 
 namespace allosaur::jobs {
 namespace {
@@ -24,19 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kSampleImages = 2048;                  // of the pool, to fit and calibrate the descriptor with
-constexpr std::int64_t kBlock = 1024;                         // images of a rank between two looks at the stop signal
-constexpr const char* kDescriptorName = "thumbnail views 1";  // changes with what is computed
-
-/// Collective. The array at `index` if it was written for `identity`; nothing if there is none, or it is another's.
-std::optional<io::ShardedReader> find_features(comm::Communicator& world, const fs::path& index,
-                                               const std::string& identity) {
-  const std::string found = comm::on_root(world, [&] {
-    if (!fs::exists(index)) return std::string();
-    return io::ShardedReader(index).text_attribute("identity");
-  });
-  if (found != identity) return {};
-  return comm::coordinate(world, [&] { return io::ShardedReader(index); });
-}
+constexpr std::int64_t kBlock = 256;                          // images of a rank between two looks at the stop signal
+constexpr const char* kDescriptorName = "thumbnail views 2";  // changes with what is computed
 
 /// Collective. Spread evenly over the pool; of these, the rows this rank holds.
 std::vector<std::int64_t> sample_rows(const comm::Range& rows, std::int64_t pool) {
@@ -60,140 +48,110 @@ std::vector<float> gather_finite(comm::Communicator& world, const at::Tensor& mi
   return all;
 }
 
-nlohmann::json to_json(const curation::Calibration& calibration) {
-  return {{"threshold", calibration.threshold},
-          {"copies_missed", calibration.copies_missed},
-          {"strangers_joined", calibration.strangers_joined}};
+/// A fitted descriptor and what it is calibrated with.
+struct Fitted {
+  curation::CopyDescriptor descriptor;
+  std::vector<std::int64_t> rows;  // of this rank's share: which images were sampled
+  std::vector<float> copies;       // of all ranks: similarities of synthetic copies to their originals
+};
+
+std::vector<float> floats(const at::Tensor& values) {
+  const auto* begin = values.const_data_ptr<float>();
+  return {begin, begin + values.numel()};
 }
 
-curation::Calibration calibration_from(const std::string& text) {
-  const nlohmann::json json = nlohmann::json::parse(text);
-  return {json.at("threshold"), json.at("copies_missed"), json.at("strangers_joined")};
+/// Collective. The descriptor that was kept at `index` for the same images, or nothing.
+std::optional<Fitted> find_descriptor(comm::Communicator& world, const fs::path& index, const std::string& identity,
+                                      const comm::Range& share) {
+  const std::string found = comm::on_root(
+      world, [&] { return fs::exists(index) ? io::ShardedReader(index).text_attribute("identity") : std::string(); });
+  if (found != identity) return {};
+  return comm::coordinate(world, [&] {
+    const io::ShardedReader reader(index);
+    Fitted fitted{{reader.read("mean").flatten(), reader.read("projection")}, {}, floats(reader.read("copies"))};
+    const at::Tensor rows = reader.read("sample");
+    for (std::int64_t i = 0; i < rows.numel(); ++i) {
+      const std::int64_t row = rows.const_data_ptr<std::int64_t>()[i];
+      if (row >= share.first && row < share.last) fitted.rows.push_back(row);
+    }
+    return fitted;
+  });
 }
 
-}  // namespace
-
-std::string identify(comm::Communicator& world, const data::Dataset& dataset) {
-  const comm::Range rows = world.share(dataset.size());
-  std::uint64_t sum = 0;  // of hashes, which does not depend on how rows are split over ranks
-  for (std::int64_t row = rows.first; row < rows.last; ++row) {
-    const std::string key = dataset.key(row);
-    sum += core::hash_text(key, static_cast<std::uint64_t>(row));
-  }
-  world.all_reduce(std::span(&sum, 1), comm::ReduceOp::sum);
-  return core::hash_hex(sum);
-}
-
-std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
-                                                   const std::array<int, 2>& range16, const fs::path& directory) {
+/// Collective. Fits the descriptor to a sample of the pool and keeps it at `index`: a run that goes on, on other ranks
+/// maybe, describes the rest of the images with the same.
+Fitted fit_descriptor(Context& context, const data::Dataset& images, const fs::path& index, const std::string& identity,
+                      std::int64_t pool, const std::array<int, 2>& range16) {
   comm::Communicator& world = context.world;
-  const comm::Range rows = world.share(sources.size());
-  const fs::path index = directory / "features" / "copy.h5";
-  const std::string identity = std::string(kDescriptorName) + " " + identify(world, sources);
-  if (const auto earlier = find_features(world, index, identity)) {
-    context.log.info("copy descriptors: read from {}", index.string());
-    return comm::coordinate(world, [&] {
-      return CopyFeatures{earlier->read("views", rows.first, rows.size()),
-                          earlier->read("pixels", rows.first, rows.size()),
-                          calibration_from(earlier->text_attribute("calibration"))};
+  const std::vector<std::int64_t> wanted = sample_rows(world.share(images.size()), pool);
+  core::Progress bar(context.log, "copies of sample images", static_cast<std::int64_t>(wanted.size()), "images a rank");
+  curation::CopySample sample = comm::coordinate(world, [&] {
+    return curation::sample_copies(images, wanted, range16, context.threads, [&](std::int64_t done) {
+      context.watchdog.feed();
+      bar.update(done);
     });
-  }
-
-  const std::vector<std::int64_t> wanted = sample_rows(rows, pool);
-  curation::CopySample sample;
-  {
-    core::Progress bar(context.log, "copies of sample images", static_cast<std::int64_t>(wanted.size()),
-                       "images a rank");
-    sample = comm::coordinate(world, [&] {
-      return curation::sample_copies(sources, wanted, range16, context.threads, [&](std::int64_t done) {
-        context.watchdog.feed();
-        bar.update(done);
-      });
-    });
-    bar.finish();
-  }
+  });
+  bar.finish();
   const std::int64_t usable = world.sum(static_cast<std::int64_t>(sample.rows.size()));
   comm::coordinate(world, [&] {
     if (usable == 0) throw core::InputError("None of the images that were sampled from curate.pool could be decoded.");
   });
-  const auto descriptor = curation::fit_copy_descriptor(world, sample.views, sample.fit_copies);
-
-  RejectedList rejected(context, directory);
-  std::vector<curation::CopyViews> blocks;
-  core::Progress bar(context.log, "copy descriptors", sources.size(), "images");
-  const std::int64_t most_rows = world.max(rows.size());
-  for (std::int64_t begin = 0; begin < most_rows; begin += kBlock) {
-    const std::int64_t from = std::min(begin, rows.size()), count = std::min(kBlock, rows.size() - from);
-    blocks.push_back(comm::coordinate(world, [&] {
-      return curation::describe_images(
-          descriptor, sources, rows.first + from, count, range16, context.threads,
-          [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); });
-    }));
-    context.watchdog.feed();
-    std::array<std::int64_t, 2> done_and_stop{from + count, context.stop.requested() ? 1 : 0};
-    world.all_reduce(std::span(done_and_stop), comm::ReduceOp::sum);
-    bar.update(done_and_stop[0]);
-    if (done_and_stop[1] > 0) return {};
-  }
-  bar.finish();
-  rejected.judge(rows.size(), context.options.number("run.max_rejected"));
-
-  std::vector<at::Tensor> views, pixels;
-  for (curation::CopyViews& block : blocks) {
-    views.push_back(std::move(block.views));
-    pixels.push_back(std::move(block.pixels));
-  }
-  blocks.clear();
-  CopyFeatures result{at::cat(views), at::cat(pixels), {}};
-  std::vector<std::int64_t> mine;
-  for (const std::int64_t row : sample.rows) mine.push_back(row - rows.first);
-  const at::Tensor nearest =
-      curation::nearest_in_pool(world, result.views, pool, mine, [&] { context.watchdog.feed(); });
-  result.calibration = curation::calibrate(gather_finite(world, curation::copy_similarities(descriptor, sample)),
-                                           gather_finite(world, nearest));
+  Fitted fitted{curation::fit_copy_descriptor(world, sample.views, sample.fit_copies), sample.rows, {}};
+  fitted.copies = gather_finite(world, curation::copy_similarities(fitted.descriptor, sample));
 
   comm::coordinate(world, [&] { core::make_directory(index.parent_path()); });
+  const std::int64_t once = world.rank() == 0 ? 1 : 0;  // what all ranks have is written by the first
+  const at::Tensor projection = fitted.descriptor.projection(), copies = at::tensor(fitted.copies, at::kFloat);
   io::ShardedWriter writer(world, index);
-  writer.write("views", result.views);
-  writer.write("pixels", result.pixels);
+  writer.write("mean", fitted.descriptor.mean().unsqueeze(0).narrow(0, 0, once).contiguous());
+  writer.write("projection", projection.narrow(0, 0, once * projection.size(0)).contiguous());
+  writer.write("copies", copies.narrow(0, 0, once * copies.numel()).contiguous());
+  writer.write("sample", at::tensor(fitted.rows, at::kLong));
   writer.set_attribute("identity", identity);
-  writer.set_attribute("calibration", to_json(*result.calibration).dump());
   writer.publish();
-  return result;
+  return fitted;
 }
 
-SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone, const data::Joined& sources,
-                                     const features::ExtractConfig& config, const fs::path& directory,
-                                     const std::string& name) {
-  comm::Communicator& world = context.world;
-  const comm::Range rows = world.share(sources.size());
-  const fs::path index = directory / "features" / (name + ".h5");
-  const std::string identity =
-      fmt::format("{} {}/{} {}", model::fingerprint(backbone), config.resize, config.crop, identify(world, sources));
-  if (const auto earlier = find_features(world, index, identity)) {
-    context.log.info("{} features: read from {}", name, index.string());
-    return {comm::coordinate(world, [&] { return earlier->read("rows", rows.first, rows.size()); }), rows.first};
-  }
-  RejectedList rejected(context, directory);
-  core::Progress bar(context.log, name + " features", rows.size(), "images a rank");
-  const features::Features extracted = features::extract(
-      world, backbone, sources, config,
-      [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); },
-      [&](std::int64_t done) {
-        context.watchdog.feed();
-        bar.update(done);
-      });
-  bar.finish();
-  rejected.judge(rows.size(), context.options.number("run.max_rejected"));
-  const at::Tensor tokens = extracted.cls.select(1, 0);
-  SimilarityFeatures result{tokens / tokens.norm(2, {1}, true).clamp_min(std::numeric_limits<float>::min()),
-                            rows.first};
+}  // namespace
 
-  comm::coordinate(world, [&] { core::make_directory(index.parent_path()); });
-  io::ShardedWriter writer(world, index);
-  writer.write("rows", result.rows);
-  writer.set_attribute("identity", identity);
-  writer.publish();
+std::optional<CopyFeatures> training_free_features(Context& context, const data::Dataset& images,
+                                                   const std::string& identity, std::int64_t pool,
+                                                   const std::array<int, 2>& range16, const fs::path& directory,
+                                                   RejectedList& rejected) {
+  comm::Communicator& world = context.world;
+  const comm::Range share = world.share(images.size());
+  const fs::path folder = directory / "features";
+  const std::string own_identity = fmt::format("{} {} {}", kDescriptorName, fmt::join(range16, ","), identity);
+  auto fitted = find_descriptor(world, folder / "descriptor.h5", own_identity, share);
+  if (!fitted) fitted = fit_descriptor(context, images, folder / "descriptor.h5", own_identity, pool, range16);
+
+  const auto describe = [&](comm::Range rows,
+                            const std::function<void(std::int64_t)>& progress) -> std::optional<Arrays> {
+    std::vector<at::Tensor> views, area;
+    std::int64_t done = 0;
+    do {
+      if (context.stop.requested()) return {};
+      const std::int64_t count = std::min(kBlock, rows.size());
+      curation::CopyViews found = curation::describe_images(
+          fitted->descriptor, images, rows.first, count, range16, context.threads,
+          [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); });
+      views.push_back(std::move(found.views));
+      area.push_back(std::move(found.pixels));
+      rows.first += count;
+      progress(done += count);
+    } while (rows.size() > 0);
+    return Arrays{{"views", at::cat(views)}, {"area", at::cat(area)}};
+  };
+  const auto kept = keep_rows(context, folder / "copy", own_identity, images.size(), describe);
+  if (!kept) return {};
+  CopyFeatures result{kept->at("views"), kept->at("area"), {}};
+  for (std::int64_t row = 0; row < share.size(); ++row)
+    if (result.area.const_data_ptr<std::int64_t>()[row] == 0) rejected.count(images.key(share.first + row));
+
+  for (std::int64_t& row : fitted->rows) row -= share.first;
+  const at::Tensor nearest =
+      curation::nearest_in_pool(world, result.views, pool, fitted->rows, [&] { context.watchdog.feed(); });
+  result.calibration = curation::calibrate(fitted->copies, gather_finite(world, nearest));
   return result;
 }
 

@@ -8,39 +8,25 @@
 #include <ATen/core/Tensor.h>
 
 #include "curation/descriptor.hpp"
-#include "data/joined.hpp"
-#include "features/extract.hpp"
+#include "data/dataset.hpp"
 #include "jobs/job.hpp"
-#include "model/vision_transformer.hpp"
+#include "jobs/run_directory.hpp"
 
 namespace allosaur::jobs {
 
-/// Copy descriptors of this rank's images, in the rows [size * rank / ranks, size * (rank + 1) / ranks).
+/// Copy descriptors of this rank's share of the images.
 struct CopyFeatures {
   at::Tensor views;                                  // f32 [rows, V, D], unit length
-  at::Tensor pixels;                                 // i64 [rows]; 0 = rejected
+  at::Tensor area;                                   // i64 [rows] width times height; 0 = rejected
   std::optional<curation::Calibration> calibration;  // of the training-free descriptor
 };
 
-/// Class tokens of this rank's images, in the same split of their sources.
-struct SimilarityFeatures {
-  at::Tensor rows;  // f32 [rows, D], unit length; zero where the image was rejected
-  std::int64_t first = 0;
-};
-
-/// Collective. The training-free copy descriptor, fitted to the first `pool` images and calibrated on them. Taken from
-/// below `directory` when it was computed for the same images, else computed and kept there. Nothing when a stop was
-/// requested. `range16`: see io::DecodeOptions.
-std::optional<CopyFeatures> training_free_features(Context& context, const data::Joined& sources, std::int64_t pool,
+/// Collective. The training-free copy descriptor, fitted to the first `pool` images and calibrated on them. Descriptor
+/// and features are kept in `directory`/features (see keep_rows()). Nothing when a stop was requested. `identity` is
+/// that of the images; `range16`: see io::DecodeOptions.
+std::optional<CopyFeatures> training_free_features(Context& context, const data::Dataset& images,
+                                                   const std::string& identity, std::int64_t pool,
                                                    const std::array<int, 2>& range16,
-                                                   const std::filesystem::path& directory);
-
-/// Collective. Class tokens of a backbone for the images of `sources`, kept below `directory` under `name`, likewise.
-SimilarityFeatures backbone_features(Context& context, model::VisionTransformer& backbone, const data::Joined& sources,
-                                     const features::ExtractConfig& config, const std::filesystem::path& directory,
-                                     const std::string& name);
-
-/// Collective. Recognises a list of images by their keys.
-std::string identify(comm::Communicator& world, const data::Dataset& dataset);
+                                                   const std::filesystem::path& directory, RejectedList& rejected);
 
 }  // namespace allosaur::jobs

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <optional>
-#include <span>
+#include <sstream>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -14,6 +16,8 @@
 #include "core/files.hpp"
 #include "data/dataset.hpp"
 #include "data/pixels.hpp"
+#include "jobs/device.hpp"
+#include "jobs/kept_features.hpp"
 #include "jobs/run_directory.hpp"
 #include "jobs/sources.hpp"
 #include "model/weights.hpp"
@@ -31,13 +35,18 @@ std::string required(const core::Options& options, std::string_view key, std::st
   return options.text(key);
 }
 
-std::string hash_images(const data::Dataset& dataset) {
-  std::uint64_t hash = 0;
-  for (std::int64_t i = 0; i < dataset.size(); ++i) {
-    const std::string image = fmt::format("{}\t{}\n", dataset.key(i), dataset.label(i));
-    hash = core::hash_text(image, hash);
+/// How it is evaluated: the lines of the configuration that decide the results.
+std::string identity_of(const core::Options& options) {
+  constexpr std::string_view kElsewhere[] = {"weights", "train", "test", "batch", "device"};
+  std::string decisive;
+  std::istringstream lines(options.resolved());
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("data.index_cache") || line.starts_with("data.stage")) continue;
+    const bool elsewhere = std::ranges::any_of(
+        kElsewhere, [&](std::string_view key) { return line.starts_with(fmt::format("evaluate.{} ", key)); });
+    if (line.starts_with("data.") || (line.starts_with("evaluate.") && !elsewhere)) decisive += line + "\n";
   }
-  return core::hash_hex(hash);
+  return core::hash_hex(core::hash_text(decisive));
 }
 
 json to_json(const evaluation::Accuracy& accuracy) {
@@ -149,31 +158,46 @@ void declare_evaluate_options(core::Options& options) {
               OptionKind::free);
   options.add("evaluate.test", "", "labelled images to classify; the best linear head is the best on these",
               OptionKind::free);
-  options.add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels")
+  options
+      .add("evaluate.resize", std::int64_t{defaults.extract.resize}, "shorter side of an image, in pixels",
+           OptionKind::free)
       .at_least(1);
-  options.add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels").at_least(1);
+  options
+      .add("evaluate.crop", std::int64_t{defaults.extract.crop}, "side of the centre crop, in pixels", OptionKind::free)
+      .at_least(1);
   options
       .add("evaluate.batch", std::int64_t{defaults.extract.batch}, "images a forward pass of a rank", OptionKind::free)
       .at_least(1);
   options.add(
       "evaluate.centre", defaults.centre,
-      "centre and scale features in float64 by the training set's statistics (for networks near initialisation)");
-  options.add("evaluate.knn_k", defaults.knn.k, "numbers of neighbours, each clipped to the size of the bank")
+      "centre and scale features in float64 by the training set's statistics (for networks near initialisation)",
+      OptionKind::free);
+  options
+      .add("evaluate.knn_k", defaults.knn.k, "numbers of neighbours, each clipped to the size of the bank",
+           OptionKind::free)
       .not_empty()
       .at_least(1);
-  options.add("evaluate.knn_temperature", defaults.knn.temperature, "temperature of the neighbours' votes").above(0);
+  options
+      .add("evaluate.knn_temperature", defaults.knn.temperature, "temperature of the neighbours' votes",
+           OptionKind::free)
+      .above(0);
   options.add("evaluate.raw_pixels", false,
-              fmt::format("also k-NN on the pixels of {0} x {0} images, as a baseline", kPixelsSide));
-  options.add("evaluate.linear", true, "train the linear probe");
-  options.add("evaluate.linear_learning_rates", linear.learning_rates, "grid, for a batch of 256 (scaled to the batch)")
+              fmt::format("also k-NN on the pixels of {0} x {0} images, as a baseline", kPixelsSide), OptionKind::free);
+  options.add("evaluate.linear", true, "train the linear probe", OptionKind::free);
+  options
+      .add("evaluate.linear_learning_rates", linear.learning_rates, "grid, for a batch of 256 (scaled to the batch)",
+           OptionKind::free)
       .not_empty()
       .above(0);
-  options.add("evaluate.linear_blocks", linear.last_blocks, "grid: class tokens of how many last blocks")
+  options
+      .add("evaluate.linear_blocks", linear.last_blocks, "grid: class tokens of how many last blocks", OptionKind::free)
       .not_empty()
       .at_least(1);
-  options.add("evaluate.linear_iterations", linear.iterations, "iterations of the probe").at_least(1);
-  options.add("evaluate.linear_batch", linear.batch, "samples an iteration over all ranks").at_least(1);
-  options.add("evaluate.seed", std::int64_t{0}, "seed of the probe's first weights and sample order");
+  options.add("evaluate.linear_iterations", linear.iterations, "iterations of the probe", OptionKind::free).at_least(1);
+  options.add("evaluate.linear_batch", linear.batch, "samples an iteration over all ranks", OptionKind::free)
+      .at_least(1);
+  options.add("evaluate.seed", std::int64_t{0}, "seed of the probe's first weights and sample order", OptionKind::free);
+  declare_device_option(options, "evaluate.device");
 }
 
 evaluation::EvaluateConfig evaluate_config(const core::Options& options, int threads) {
@@ -198,44 +222,58 @@ evaluation::EvaluateConfig evaluate_config(const core::Options& options, int thr
   return config;
 }
 
+void check_evaluate_options(const core::Options& options, int patch_size) {
+  const std::string &train = options.text("evaluate.train"), &test = options.text("evaluate.test");
+  if (train.empty() != test.empty()) {
+    throw core::UsageError(fmt::format("evaluate.{} is given, but evaluate.{} is not: name both, or neither.",
+                                       train.empty() ? "test" : "train", train.empty() ? "train" : "test"));
+  }
+  if (!train.empty()) evaluation::check_view(evaluate_config(options, 1).extract, patch_size);
+}
+
 Outcome evaluate(Context& context) {
   comm::Communicator& world = context.world;
   const core::Options& options = context.options;
   // Before the output directory is opened, so that a mistake does not become its configuration.
   struct Inputs {
     evaluation::EvaluateConfig config;
+    features::ExtractConfig extract;
     std::string weights, train, test;
     std::unique_ptr<model::VisionTransformer> backbone;
   };
   const Inputs inputs = comm::coordinate(world, [&] {
     Inputs result{.config = evaluate_config(options, context.threads),
+                  .extract = {},
                   .weights = required(options, "evaluate.weights", "name a file or a checkpoint"),
                   .train = required(options, "evaluate.train", "name labelled images for the k-NN bank and the probe"),
                   .test = required(options, "evaluate.test", "name labelled images to classify"),
                   .backbone = {}};
     result.backbone = model::load_backbone(result.weights);
     model::require_channels(result.backbone->config(), result.config.extract.pixels.channels, result.weights);
+    result.extract = evaluation::extraction(result.config, result.backbone->config());
     return result;
   });
   const evaluation::EvaluateConfig& config = inputs.config;
   const auto train = open_images(context, inputs.train, data::Labels::required);
   const auto test = open_images(context, inputs.test, data::Labels::required);
+  evaluation::require_same_classes(world, *train, *test);
   if (context.dry_run) {
     const std::int64_t width = inputs.backbone->config().embed_dim;
-    // Of the probe: class tokens of its deepest choice of blocks, and the mean of the patches.
-    const std::int64_t tokens = config.linear ? std::ranges::max(config.linear->last_blocks) + 1 : 1;
+    const std::int64_t tokens = inputs.extract.last_blocks + (inputs.extract.average_patches ? 1 : 0);
     const std::int64_t bytes = (train->size() + test->size()) * tokens * width * 4 / world.size();
     context.log.info("{} images of {} are the bank, {} of {} are classified, by features of width {}.", train->size(),
                      inputs.train, test->size(), inputs.test, width);
-    context.log.info("features of a rank: {:.1f} MB in memory", static_cast<double>(bytes) / 1e6);
+    context.log.info("features of a rank: {:.1f} MB in memory, and on disk until the results are written",
+                     static_cast<double>(bytes) / 1e6);
     return Outcome::complete;
   }
   RunDirectory run(context, "evaluate", options.path("output"));
 
   Results results;
-  const std::string identity = comm::on_root(world, [&] {
-    return fmt::format("{} {} {}", model::fingerprint(*inputs.backbone), hash_images(*train), hash_images(*test));
-  });
+  const std::string train_identity = identify(context, *train), test_identity = identify(context, *test);
+  const std::string fingerprint = comm::on_root(world, [&] { return model::fingerprint(*inputs.backbone); });
+  const std::string identity =
+      fmt::format("{} {} {} {}", fingerprint, train_identity, test_identity, identity_of(options));
   const std::string known = comm::on_root(world, [&] {
     const auto earlier = earlier_results(run.path() / "results", identity, config.linear.has_value());
     if (earlier) results = *earlier;
@@ -253,14 +291,28 @@ Outcome evaluate(Context& context) {
   RejectedList rejected(context, run.path());
   rejected.add_problems(*train);
   rejected.add_problems(*test);
+  ComputeDevice device(context, "evaluate.device");
+  device.move(*inputs.backbone);
+  const auto extract = [&](const data::Dataset& images, const std::string& images_identity, const std::string& name) {
+    return keep_features(context, *inputs.backbone, fingerprint,
+                         {images, images_identity, run.path(), name, name + "/"}, inputs.extract, rejected);
+  };
+  auto bank = extract(*train, train_identity, "train");
+  if (!bank) return Outcome::preempted;
+  auto queries = extract(*test, test_identity, "test");
+  if (!queries) return Outcome::preempted;
+  rejected.judge(world.rank() == 0 ? train->size() + test->size() : 0, options.number("run.max_rejected"));
+  evaluation::FrozenSets sets = evaluation::freeze(world, *train, *bank, *queries);
+  bank.reset();
+  queries.reset();
+
   StageProgress progress(context);
   evaluation::Hooks hooks;
-  hooks.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   hooks.progress = [&](auto... stage) { progress.update(stage...); };
-  evaluation::FrozenSets sets = evaluation::extract_sets(world, *inputs.backbone, *train, *test, config, hooks);
-  rejected.judge(world.rank() == 0 ? train->size() + test->size() : 0, options.number("run.max_rejected"));
-  if (world.max(context.stop.requested() ? 1 : 0) > 0) return Outcome::preempted;
+  hooks.alive = [&] { context.watchdog.feed(); };
+  hooks.stop = [&] { return context.stop.requested(); };
   const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
+  if (result.linear && !result.linear->complete) return Outcome::preempted;
 
   const json common{{"identity", identity},
                     {"weights", inputs.weights},
@@ -281,7 +333,6 @@ Outcome evaluate(Context& context) {
     evaluation::EvaluateConfig pixels = config;
     pixels.extract.resize = pixels.extract.crop = kPixelsSide;
     pixels.linear.reset();
-    hooks.reject = {};  // the same images as before
     const auto baseline = evaluation::extract_pixel_sets(world, *train, *test, pixels, hooks);
     const auto knn = evaluation::score(world, baseline, pixels, hooks).knn;
     results.knn["raw_pixels"] = to_json(knn);
@@ -300,6 +351,8 @@ Outcome evaluate(Context& context) {
     core::write_atomically(run.path() / "results" / "knn.json", results.knn.dump(2) + "\n");
     if (result.linear) core::write_atomically(run.path() / "results" / "linear.json", results.linear.dump(2) + "\n");
     run.metrics()->write(metrics);
+    std::error_code error;  // what stays only takes room
+    fs::remove_all(run.path() / "features", error);
     print_table(context.log, results);
   });
   return Outcome::complete;

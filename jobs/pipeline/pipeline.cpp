@@ -11,6 +11,7 @@
 #include "comm/coordinate.hpp"
 #include "core/files.hpp"
 #include "jobs/curate/curate.hpp"
+#include "jobs/curves.hpp"
 #include "jobs/demo/demo.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/pretrain/pretrain.hpp"
@@ -56,20 +57,6 @@ json read_json(const fs::path& file) {
   return fs::exists(file) ? json::parse(core::read_text(file), nullptr, false) : json();
 }
 
-/// Lines of metrics.jsonl that speak of iterations.
-std::vector<json> training_lines(const fs::path& file) {
-  std::vector<json> lines;
-  const std::string text = core::read_text(file);
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find('\n', begin), text.size());
-    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
-                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-    if (line.is_object() && line.contains("total_loss")) lines.push_back(std::move(line));
-    begin = end + 1;
-  }
-  return lines;
-}
-
 /// Accuracy of the best k of k-NN, or of the best head: 0 to 1.
 std::optional<double> knn_accuracy(const json& knn, const char* key = "scores") {
   std::optional<double> best;
@@ -85,7 +72,9 @@ std::optional<double> linear_accuracy(const json& linear) {
 /// Rank 0: what a person wants to know at the end, from the files of the phases.
 void summarise(core::Log& log, const Phases& phases, const fs::path& output, bool evaluated) {
   const json curation = read_json(phases.folder("curate") / "results" / "curate.json");
-  const std::vector<json> lines = training_lines(phases.folder("pretrain") / "metrics.jsonl");
+  const fs::path metrics = phases.folder("pretrain") / "metrics.jsonl";
+  const std::vector<json> lines = metric_lines(metrics, "total_loss");
+  std::vector<report::Curve> accuracies;
   json summary{{"images_in", curation.at("pool")},
                {"rejected", curation.at("rejected")},
                {"duplicates_removed", curation.at("duplicates")},
@@ -129,15 +118,29 @@ void summarise(core::Log& log, const Phases& phases, const fs::path& output, boo
     store("knn_raw_pixels", knn_accuracy(after, "raw_pixels"));
     store("linear_initial", linear_before);
     store("linear_pretrained", linear_after);
+    if (!lines.empty() && metric_lines(metrics, "knn_top1").empty()) {  // none were measured on the way
+      const double seen = lines.back().at("images").get<double>();
+      const auto compare = [&](const char* curve, std::optional<double> initial, std::optional<double> pretrained) {
+        if (initial && pretrained) accuracies.push_back({curve, {{0, 100 * *initial}, {seen, 100 * *pretrained}}});
+      };
+      compare("k-NN", knn_accuracy(before), knn_accuracy(after));
+      compare("linear", linear_before, linear_after);
+    }
   }
   core::make_directory(output / "results");
   core::write_atomically(output / "results" / "summary.json", summary.dump(2) + "\n");
+  write_curves(metrics, output / "results" / kCurvesFile, accuracies);
   log.info("");
   log.info("Where to look next");
-  log.info("  losses and accuracies           {}", (phases.folder("pretrain") / "metrics.jsonl").string());
-  log.info("  what was curated, and why       {}", (phases.folder("curate") / "results").string());
-  log.info("  the pretrained backbone         {}", (phases.folder("pretrain") / kTeacherFile).string());
-  log.info("  checkpoints                     {}", (phases.folder("pretrain") / "checkpoints").string());
+  const auto show = [&](const char* what, const fs::path& where) { log.info("  {:<31} {}", what, where.string()); };
+  show("losses and accuracies, drawn", output / "results" / kCurvesFile);
+  show("  their numbers", metrics);
+  show("copies beside what stays", phases.folder("curate") / "results" / kDuplicatesSheet);
+  show("retrieved beside their nearest", phases.folder("curate") / "results" / kRetrievedSheet);
+  show("what became of every image", phases.folder("curate") / "results" / "decisions.h5");
+  show("the pretrained backbone", phases.folder("pretrain") / kTeacherFile);
+  show("checkpoints", phases.folder("pretrain") / "checkpoints");
+  log.info("  on a folder of your own images  ./scripts/quickstart --images DIR");
 }
 
 class PipelineJob final : public Job {
@@ -161,15 +164,8 @@ Outcome PipelineJob::run(Context& context) const {
   const fs::path output = context.options.path("output");
   Phases phases(context, output);
   core::Options& options = phases.options();
-  if (context.dry_run) {  // a phase that reads what another writes has no plan yet
-    phases.run(options.flag(kDemo) ? "demo" : "curate", options.flag(kDemo) ? demo : curate);
-    phases.run("pretrain", pretrain);
-    return Outcome::complete;
-  }
-  const RunDirectory run(context, name(), output);
-
-  if (options.flag(kDemo)) {
-    if (!phases.run("demo", demo)) return Outcome::preempted;
+  const bool make_demo = options.flag(kDemo);
+  if (make_demo) {
     const fs::path demo = phases.folder("demo");
     options.set("curate.pool", (demo / "pool").string());
     options.set("curate.curated", std::vector<std::string>{(demo / "curated").string()});
@@ -178,6 +174,19 @@ Outcome PipelineJob::run(Context& context) const {
     options.set("evaluate.train", (demo / "train").string());
     options.set("evaluate.test", (demo / "test").string());
   }
+  // A mistake is told now, not hours later in the phase that it belongs to.
+  comm::coordinate(context.world, [&] {
+    check_curate_options(options);
+    check_pretrain_options(options, context.world.size());
+  });
+  if (context.dry_run) {  // a phase that reads what another writes has no plan yet
+    phases.run(make_demo ? "demo" : "curate", make_demo ? demo : curate);
+    phases.run("pretrain", pretrain);
+    return Outcome::complete;
+  }
+  const RunDirectory run(context, name(), output);
+
+  if (make_demo && !phases.run("demo", demo)) return Outcome::preempted;
   if (!phases.run("curate", curate)) return Outcome::preempted;
 
   options.set("train.dataset_path", std::vector{(phases.folder("curate") / kCuratedFolder).string()});
@@ -189,8 +198,11 @@ Outcome PipelineJob::run(Context& context) const {
 
   const bool evaluated = !options.text("evaluate.train").empty();
   if (evaluated) {
+    const bool raw_pixels = options.flag("evaluate.raw_pixels");
+    options.set("evaluate.raw_pixels", false);  // they are the same for both networks
     options.set("evaluate.weights", (phases.folder("pretrain") / "checkpoints" / "0000000").string());
     if (!phases.run("evaluate-initial", evaluate)) return Outcome::preempted;
+    options.set("evaluate.raw_pixels", raw_pixels);
     options.set("evaluate.weights", (phases.folder("pretrain") / kTeacherFile).string());
     if (!phases.run("evaluate", evaluate)) return Outcome::preempted;
   } else {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,8 +12,10 @@
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "data/joined.hpp"
 #include "data/sampler.hpp"
+#include "jobs/curves.hpp"
 #include "jobs/device.hpp"
 #include "jobs/evaluate/evaluate.hpp"
 #include "jobs/run_directory.hpp"
@@ -33,44 +35,45 @@ constexpr const char* kDryRunRanks = "dry-run.ranks";
 /// metrics.jsonl.
 class OnlineEvaluation {
  public:
-  OnlineEvaluation(Context& context, RunDirectory& run, std::int64_t batch)
+  OnlineEvaluation(Context& context, std::int64_t batch)
       : context_(context),
-        run_(run),
         batch_(batch),
         config_(evaluate_config(context.options, context.threads)),
         train_(open_images(context, context.options.path("evaluate.train"), data::Labels::required)),
         test_(open_images(context, context.options.path("evaluate.test"), data::Labels::required)) {
+    evaluation::require_same_classes(context.world, *train_, *test_);
     if (!context.options.flag(kEvaluateLinear)) config_.linear.reset();
   }
 
   /// Collective. Whether metrics.jsonl holds the evaluation of an iteration.
   bool done(std::int64_t iteration) const {
     const std::string found = comm::on_root(context_.world, [&] {
-      std::ifstream lines(run_.path() / "metrics.jsonl");
-      for (std::string text; std::getline(lines, text);) {
-        const auto line = nlohmann::json::parse(text, nullptr, false);
-        if (line.is_object() && line.value("phase", "") == kPhase &&
-            line.value("iteration", std::int64_t{-1}) == iteration)
-          return std::string("yes");
-      }
+      const std::filesystem::path file = run_->path() / "metrics.jsonl";
+      if (!std::filesystem::exists(file)) return std::string();
+      for (const nlohmann::json& line : metric_lines(file, "knn_top1"))
+        if (line.value("iteration", std::int64_t{-1}) == iteration) return std::string("yes");
       return std::string();
     });
     return !found.empty();
   }
 
+  /// Before the first evaluation.
+  void write_to(RunDirectory& run) { run_ = &run; }
+
   void operator()(std::int64_t iteration, const model::VisionTransformer& teacher) {
     const auto start = std::chrono::steady_clock::now();
     evaluation::Hooks hooks;
     hooks.progress = [this](auto...) { context_.watchdog.feed(); };
+    hooks.alive = [this] { context_.watchdog.feed(); };
     const evaluation::EvaluateResult result =
         evaluation::evaluate_backbone(context_.world, teacher, *train_, *test_, config_, hooks);
     if (context_.world.rank() != 0) return;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    nlohmann::json line{
-        {"phase", kPhase},    {"iteration", iteration},       {"images", iteration * batch_},
-        {"seconds", seconds}, {"knn_k", result.knn.best().k}, {"knn_top1", result.knn.best().accuracy.top1}};
+    nlohmann::json line{{"phase", "evaluate"},          {"iteration", iteration},
+                        {"images", iteration * batch_}, {"seconds", seconds},
+                        {"knn_k", result.knn.best().k}, {"knn_top1", result.knn.best().accuracy.top1}};
     if (result.linear) line["linear_top1"] = result.linear->best().accuracy.top1;
-    run_.metrics()->write(line);
+    run_->metrics()->write(line);
     context_.log.info("Iteration {} ({} images): k-NN {:.2f} %{}, in {:.1f} s", iteration, iteration * batch_,
                       100 * result.knn.best().accuracy.top1,
                       result.linear ? fmt::format(", linear {:.2f} %", 100 * result.linear->best().accuracy.top1) : "",
@@ -78,10 +81,8 @@ class OnlineEvaluation {
   }
 
  private:
-  static constexpr const char* kPhase = "evaluate";  // of its lines in metrics.jsonl
-
   Context& context_;
-  RunDirectory& run_;
+  RunDirectory* run_ = nullptr;
   std::int64_t batch_;
   evaluation::EvaluateConfig config_;
   std::shared_ptr<const data::Dataset> train_, test_;
@@ -99,6 +100,27 @@ std::shared_ptr<const data::Dataset> open_training_images(Context& context, data
   loader.source_sizes = joined->sizes();
   comm::coordinate(context.world, [&] { data::Sampler(loader.source_sizes, loader.source_weights, 0); });  // its errors
   return joined;
+}
+
+/// Collective. Remembers in the run's folder which images it was started on, and refuses others: a schedule that was
+/// half done on one set would be finished on another.
+void require_same_images(Context& context, const std::filesystem::path& directory, const data::Dataset& images) {
+  const std::string identity = identify(context, images);
+  comm::coordinate(context.world, [&] {
+    if (context.world.rank() != 0) return;
+    const std::filesystem::path file = directory / "training_set.json";
+    if (!std::filesystem::exists(file)) {
+      const nlohmann::json record{{"identity", identity}, {"images", images.size()}};
+      core::write_atomically(file, record.dump(2) + "\n");
+      return;
+    }
+    const nlohmann::json before = nlohmann::json::parse(core::read_text(file), nullptr, false);
+    if (before.is_object() && before.value("identity", "") == identity) return;
+    throw core::UsageError(fmt::format(
+        "{} was started on another training set: {} images then, {} now, or other ones. Give the former images, or "
+        "another output folder; to train anew in this one, remove it.",
+        directory.string(), before.is_object() ? before.value("images", std::int64_t{0}) : 0, images.size()));
+  });
 }
 
 class PretrainJob final : public Job {
@@ -130,10 +152,17 @@ void declare_pretrain_options(core::Options& options) {
       .add(kDryRunRanks, std::int64_t{0}, "With --dry-run: the plan for this many ranks; 0 = those that are running",
            core::OptionKind::free)
       .at_least(0);
-  options
-      .add("train.device", std::string("auto"), "cpu, cuda (a GPU a rank), or auto: cuda where every rank has one",
-           core::OptionKind::free)
-      .one_of({"auto", "cpu", "cuda"});
+  declare_device_option(options, "train.device");
+}
+
+void check_pretrain_options(const core::Options& options, int ranks) {
+  const train::TrainConfig config = train::read_config(options, ranks);
+  if (options.integer(kEvaluatePeriod) > 0 && options.text("evaluate.train").empty()) {
+    throw core::UsageError(
+        fmt::format("{} is given, but evaluate.train is not: name labelled images as evaluate.train and evaluate.test.",
+                    kEvaluatePeriod));
+  }
+  check_evaluate_options(options, config.network.backbone.patch_size);
 }
 
 Outcome pretrain(Context& context) {
@@ -160,31 +189,38 @@ Outcome pretrain(Context& context) {
   train::TrainConfig config = comm::coordinate(world, [&] {
     if (options.get<std::vector<std::string>>("train.dataset_path").empty())
       throw core::UsageError("train.dataset_path is not given: name a folder of images, or another source.");
+    check_pretrain_options(options, world.size());
     return read_config(world.size());
   });
   config.loader.max_rejected = options.number("run.max_rejected");
   const int workers = options.small_integer("train.num_workers");
   config.loader.workers = workers > 0 ? workers : context.threads;
   const auto dataset = open_training_images(context, config.loader);
+  const auto evaluation =
+      options.integer(kEvaluatePeriod) > 0 ? std::make_shared<OnlineEvaluation>(context, config.batch_size) : nullptr;
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
   rejected.add_problems(*dataset);
+  require_same_images(context, run.path(), *dataset);
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
-  ComputeDevice device(context, options.text("train.device"));
+  ComputeDevice device(context, "train.device");
   config.units.device = device.device();
   config.loader.pinned = config.units.device.is_cuda();
 
   train::LoopContext loop{world,        device.group(),   context.log, run.metrics(),
                           context.stop, context.watchdog, run.path()};
-  loop.evaluate_period = options.integer(kEvaluatePeriod);
-  if (loop.evaluate_period > 0) {
-    auto evaluation = std::make_shared<OnlineEvaluation>(context, run, config.batch_size);
+  if (evaluation) {
+    loop.evaluate_period = options.integer(kEvaluatePeriod);
+    evaluation->write_to(run);
     loop.evaluate = [evaluation](std::int64_t iteration, const model::VisionTransformer& teacher) {
       (*evaluation)(iteration, teacher);
     };
     loop.evaluated = [evaluation](std::int64_t iteration) { return evaluation->done(iteration); };
   }
   const train::LoopResult result = train::pretrain(loop, config, dataset);
+  comm::coordinate(world, [&] {
+    if (world.rank() == 0) write_curves(run.path() / "metrics.jsonl", run.path() / "results" / kCurvesFile);
+  });
   if (result.stopped_before) {
     context.log.info(
         "Nothing to do: iteration {} is reached, and train.stop_at is {}. Raise it, or leave it out, to go on.",

@@ -11,13 +11,20 @@ namespace allosaur::jobs {
 /// way.
 void declare_pretrain_options(core::Options& options);
 
-/// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say. At the end the
-/// teacher's backbone stands in `output`/teacher.safetensors; complete without that file: an earlier attempt stopped at
-/// train.stop_at.
+/// Local. Throws core::UsageError for options that make no sense together or on this many ranks, without looking at any
+/// file.
+void check_pretrain_options(const core::Options& options, int ranks);
+
+/// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say; a run that was
+/// started on other images is refused (core::UsageError). At the end the teacher's backbone stands in
+/// `output`/teacher.safetensors; complete without that file: an earlier attempt stopped at train.stop_at.
 Outcome pretrain(Context& context);
 
 /// Name of the weights that a finished pretraining leaves in its output directory.
 inline constexpr const char* kTeacherFile = "teacher.safetensors";
+
+/// Name, in `output`/results, of the picture of losses and accuracies.
+inline constexpr const char* kCurvesFile = "curves.svg";
 
 std::unique_ptr<Job> make_pretrain_job();
 

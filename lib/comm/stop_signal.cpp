@@ -1,8 +1,10 @@
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <cstdint>
 
 #include "comm/environment.hpp"
 
@@ -10,12 +12,18 @@ namespace allosaur::comm {
 namespace {
 
 constexpr std::array kSignals{SIGUSR1, SIGTERM, SIGINT};
-std::atomic<int> received = 0;
-static_assert(std::atomic<int>::is_always_lock_free);  // all that a signal handler may touch
+// Slurm and the scripts that it runs may each pass on the same request.
+constexpr std::int64_t kOneRequestMilliseconds = 1000;
+std::atomic<std::int64_t> received = 0;                         // when, in milliseconds; 0: not yet
+static_assert(std::atomic<std::int64_t>::is_always_lock_free);  // all that a signal handler may touch
 std::array<struct sigaction, kSignals.size()> former;
 
 void on_signal(int number) {
-  if (received.fetch_add(1) > 0) ::_exit(128 + number);
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  const std::int64_t now = std::int64_t{time.tv_sec} * 1000 + time.tv_nsec / 1'000'000;
+  std::int64_t first = 0;
+  if (!received.compare_exchange_strong(first, now) && now - first > kOneRequestMilliseconds) ::_exit(128 + number);
 }
 
 }  // namespace

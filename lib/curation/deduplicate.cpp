@@ -28,12 +28,12 @@ struct Pair {
 /// largest similarity, each once, on the rank of the smaller row.
 std::vector<Pair> similar_pairs(comm::Communicator& group, const RowMap& map, const at::Tensor& views, std::int64_t k,
                                 double threshold, const std::function<void()>& after_block) {
+  k = std::min(k, map.total() - 1);
   const at::Tensor whole = views.select(1, 0).contiguous();
   std::vector<Pair> pairs;
   for (std::int64_t view = 0; view < views.size(1); ++view) {
     // An image is its own neighbour in the view 0 always, in others mostly: one more is asked for.
-    const search::Neighbours found =
-        search::exact_top_k(group, views.select(1, view), whole, k + 1, false, after_block);
+    const search::Neighbours found = search::exact_top_k(group, views.select(1, view), whole, k + 1, after_block);
     const auto* similarity = found.similarity.const_data_ptr<float>();
     const auto* index = found.index.const_data_ptr<std::int64_t>();
     for (std::int64_t i = 0; i < map.rows() * (k + 1); ++i) {
@@ -200,7 +200,7 @@ at::Tensor nearest_in_pool(comm::Communicator& group, const at::Tensor& views, s
   const auto n = static_cast<std::int64_t>(mine.size());
   const at::Tensor places = at::tensor(at::IntArrayRef(mine.data(), mine.size()), at::kLong);
   const at::Tensor queries = views.index_select(0, places).view({n * views.size(1), views.size(2)});
-  const search::Neighbours found = search::exact_top_k(group, queries, whole, 2, false, after_block);
+  const search::Neighbours found = search::exact_top_k(group, queries, whole, 2, after_block);
   const std::array<std::int64_t, 2> shape{n, 2 * views.size(1)};
   const at::Tensor is_self = found.index.view(shape) == (places + first).unsqueeze(1);
   return found.similarity.view(shape).masked_fill(is_self, -std::numeric_limits<float>::infinity()).amax(1);

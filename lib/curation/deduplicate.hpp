@@ -20,7 +20,7 @@ enum class Fate : std::uint8_t {
 };
 
 struct DeduplicationConfig {
-  std::int64_t k = 64;             ///< neighbours of each image (DINOv2, section 3)
+  std::int64_t k = 64;             ///< neighbours of each image (DINOv2, section 3), at most all others
   double duplicate_threshold = 0;  ///< edges between images of the pool are more similar than this
   double reference_threshold = 0;  ///< edges of the relative deduplication; at most the above, so that its components
                                    ///< hold those of the self-deduplication

@@ -27,7 +27,7 @@ struct Best {
 std::vector<Best> search_pool(comm::Communicator& group, const search::RowMap& map, const at::Tensor& queries,
                               std::span<const std::int64_t> query_ids, const at::Tensor& pool, std::int64_t k,
                               const std::function<void()>& after_block) {
-  const search::Neighbours found = search::exact_top_k(group, queries, pool, k, false, after_block);
+  const search::Neighbours found = search::exact_top_k(group, queries, pool, k, after_block);
   const auto* index = found.index.const_data_ptr<std::int64_t>();
   const auto* similarity = found.similarity.const_data_ptr<float>();
   std::vector<Hit> hits;
@@ -44,6 +44,23 @@ std::vector<Best> search_pool(comm::Communicator& group, const search::RowMap& m
     }
   }
   return best;
+}
+
+/// Collective. The whole pool, each image with the query it is most similar to.
+Retrieval take_all(comm::Communicator& group, const search::RowMap& map, const at::Tensor& queries,
+                   std::span<const std::int64_t> query_ids, const at::Tensor& pool,
+                   const std::function<void()>& after_block) {
+  const search::Neighbours found = search::exact_top_k(group, pool, queries, 1, after_block);
+  const auto* index = found.index.const_data_ptr<std::int64_t>();
+  const search::RowMap query_map(group, queries.size(0));
+  const std::vector<std::int64_t> nearest = query_map.fetch(std::vector(query_ids.begin(), query_ids.end()),
+                                                            std::span(index, static_cast<std::size_t>(pool.size(0))));
+  Retrieval result{.images = {}, .total = map.total(), .k = map.total()};
+  for (std::int64_t place = 0; place < pool.size(0); ++place) {
+    result.images.push_back(
+        {place, nearest[static_cast<std::size_t>(place)], found.similarity.const_data_ptr<float>()[place]});
+  }
+  return result;
 }
 
 /// Collective. For each k from 1 to `largest_k`, how many pool images the k nearest of all queries make together.
@@ -63,6 +80,7 @@ std::vector<std::int64_t> union_sizes(comm::Communicator& group, const std::vect
 Retrieval retrieve(comm::Communicator& group, const at::Tensor& queries, std::span<const std::int64_t> query_ids,
                    const at::Tensor& pool, const RetrievalConfig& config, const std::function<void()>& after_block) {
   const search::RowMap map(group, pool.size(0));
+  if (config.target >= map.total()) return take_all(group, map, queries, query_ids, pool, after_block);
   Retrieval result;
   std::vector<Best> best;
   for (std::int64_t k = config.k;; k = std::min(2 * k, map.total())) {

@@ -75,7 +75,7 @@ at::Tensor evaluation_view(const Sample& sample, const PixelConfig& pixels, int 
 /// The evaluation views of many samples, on `threads` threads.
 struct Views {
   at::Tensor images;               // f32 [indices, channels, crop, crop]; zeros where the image was rejected
-  std::vector<bool> valid;         // [indices]
+  std::vector<std::int64_t> area;  // [indices] width times height of the image; 0 where it was rejected
   std::vector<Rejected> rejected;  // in the order of `indices`
 };
 Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, const PixelConfig& pixels,

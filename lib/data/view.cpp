@@ -61,18 +61,19 @@ Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> ind
   const auto count = static_cast<std::int64_t>(indices.size());
   Views views;
   views.images = at::zeros({count, pixels.channels, crop, crop}, at::kFloat);
+  views.area.resize(indices.size());
   std::vector<std::string> reasons(indices.size());
   core::parallel_for(threads, count, [&](std::int64_t i) {
     try {
       const Sample sample = dataset.get(indices[static_cast<std::size_t>(i)]);
-      render_view(io::decode_image(sample.bytes, decode_options(pixels)), normalization, resize, crop,
-                  views.images.data_ptr<float>() + i * views.images.stride(0));
+      const io::Image image = io::decode_image(sample.bytes, decode_options(pixels));
+      render_view(image, normalization, resize, crop, views.images.data_ptr<float>() + i * views.images.stride(0));
+      views.area[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(image.width) * image.height;
     } catch (const core::InputError& error) {
       reasons[static_cast<std::size_t>(i)] = error.what();
     }
   });
   for (std::size_t i = 0; i < indices.size(); ++i) {
-    views.valid.push_back(reasons[i].empty());
     if (!reasons[i].empty()) views.rejected.push_back({dataset.key(indices[i]), reasons[i]});
   }
   return views;

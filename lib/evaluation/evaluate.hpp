@@ -22,12 +22,12 @@ struct EvaluateConfig {
   std::optional<LinearConfig> linear = LinearConfig{};  ///< empty: no probe
 };
 
-/// Called on the caller's thread of every rank; either may be empty.
+/// Called on the caller's thread of every rank; any may be empty.
 struct Hooks {
-  /// An image that cannot be decoded; its key is train/... or test/...
-  std::function<void(const std::string& key, const std::string& reason)> reject;
   /// Done so far over all ranks (as judged by this one) of a stage: for display, and to show that the rank is alive.
   std::function<void(std::string_view stage, std::string_view unit, std::int64_t done, std::int64_t total)> progress;
+  std::function<void()> alive;  ///< now and then in between, to show that the rank is
+  std::function<bool()> stop;   ///< whether the probe is to leave early
 };
 
 /// The frozen features of a training (bank) and a test set.
@@ -42,8 +42,22 @@ struct EvaluateResult {
   std::optional<LinearResult> linear;
 };
 
-/// Collective. The features that score() needs. Throws core::UsageError when the view does not fit the network, and
-/// core::InputError when the two sets differ in their classes or one has no usable image.
+/// Local. Throws core::UsageError when the view does not fit a network's patches.
+void check_view(const features::ExtractConfig& view, int patch_size);
+
+/// Local. `config.extract` with what the probe needs of a network's blocks and patches. Throws as check_view().
+features::ExtractConfig extraction(const EvaluateConfig& config, const model::VitConfig& network);
+
+/// Collective. Classes are compared by number: throws core::InputError when the same number does not mean the same
+/// class in both sets.
+void require_same_classes(comm::Communicator& group, const data::Dataset& train, const data::Dataset& test);
+
+/// Collective. This rank's features of both sets without the images that cannot be used; throws as labelled_rows().
+FrozenSets freeze(comm::Communicator& group, const data::Dataset& train, const features::Features& bank,
+                  const features::Features& queries);
+
+/// Collective. The features that score() needs. Broken images are left out. Throws core::UsageError when the view does
+/// not fit the network, and core::InputError when the two sets differ in their classes or one has no usable image.
 FrozenSets extract_sets(comm::Communicator& group, const model::VisionTransformer& backbone, const data::Dataset& train,
                         const data::Dataset& test, const EvaluateConfig& config, const Hooks& hooks = {});
 
@@ -52,7 +66,7 @@ FrozenSets extract_pixel_sets(comm::Communicator& group, const data::Dataset& tr
                               const EvaluateConfig& config, const Hooks& hooks = {});
 
 /// Collective. k-NN and, with `config.linear`, the linear probe, on the features as they are or (`config.centre`)
-/// centred.
+/// centred. The probe leaves early when asked to.
 EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateConfig& config, const Hooks& hooks = {});
 
 /// Collective. extract_sets() and score() in one: an evaluation while training.

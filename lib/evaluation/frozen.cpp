@@ -45,13 +45,16 @@ void centre_parts(comm::Communicator& group, at::Tensor& train, at::Tensor& test
 Frozen labelled_rows(comm::Communicator& group, const features::Features& features, const std::string& what) {
   std::vector<std::int64_t> kept, labels;
   for (std::size_t row = 0; row < features.labels.size(); ++row) {
-    if (!features.valid[row] || features.labels[row] < 0) continue;
+    if (features.area[row] == 0 || features.labels[row] < 0) continue;
     kept.push_back(static_cast<std::int64_t>(row));
     labels.push_back(features.labels[row]);
   }
-  const at::Tensor rows = at::tensor(kept, at::kLong);
-  Frozen frozen{.cls = features.cls.index_select(0, rows), .patch_mean = {}, .labels = at::tensor(labels, at::kLong)};
-  if (features.patch_mean.defined()) frozen.patch_mean = features.patch_mean.index_select(0, rows);
+  Frozen frozen{.cls = features.cls, .patch_mean = features.patch_mean, .labels = at::tensor(labels, at::kLong)};
+  if (kept.size() < features.labels.size()) {
+    const at::Tensor rows = at::tensor(kept, at::kLong);
+    frozen.cls = frozen.cls.index_select(0, rows);
+    if (frozen.patch_mean.defined()) frozen.patch_mean = frozen.patch_mean.index_select(0, rows);
+  }
 
   const std::int64_t total = group.sum(frozen.labels.numel());
   comm::coordinate(group, [&] {

@@ -15,8 +15,8 @@ struct Frozen {
   at::Tensor labels;      // i64 [rows]
 };
 
-/// Collective. The rows that were decoded and have a label. Throws core::InputError naming `what` ("test set") when no
-/// rank has any, and core::NumericalError when a feature is not finite.
+/// Collective. The rows that were decoded and have a label; without a copy where all have. Throws core::InputError
+/// naming `what` ("test set") when no rank has any, and core::NumericalError when a feature is not finite.
 Frozen labelled_rows(comm::Communicator& group, const features::Features& features, const std::string& what);
 
 /// Collective. Replaces the features of both sets, moved and scaled by statistics of `train` over all ranks, in

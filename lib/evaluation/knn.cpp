@@ -33,11 +33,12 @@ const KnnResult::Score& KnnResult::best() const {
 }
 
 KnnResult knn(comm::Communicator& group, const Frozen& bank, const Frozen& queries, std::int64_t classes,
-              const KnnConfig& config) {
+              const KnnConfig& config, const std::function<void()>& after_block) {
   const at::Tensor labels = gather_labels(group, bank.labels);
   std::set<std::int64_t> ks;
   for (const std::int64_t k : config.k) ks.insert(std::min(k, labels.numel()));
-  const auto neighbours = search::exact_top_k(group, unit_length(queries), unit_length(bank), *ks.rbegin());
+  const auto neighbours =
+      search::exact_top_k(group, unit_length(queries), unit_length(bank), *ks.rbegin(), after_block);
 
   std::vector<HitCounts> hits(ks.size(), HitCounts(classes));
   constexpr std::int64_t kChunk = 1024;  // bounds the votes, [chunk, classes]
@@ -54,6 +55,7 @@ KnnResult knn(comm::Communicator& group, const Frozen& bank, const Frozen& queri
       (hit++)->add(votes, queries.labels.narrow(0, row, count));
       counted = k;
     }
+    if (after_block) after_block();
   }
 
   KnnResult result;

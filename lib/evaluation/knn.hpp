@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -25,9 +26,10 @@ struct KnnResult {
 
 /// Collective. Features are the last block's class tokens, of unit length. Every query's neighbours vote with
 /// softmax(similarity / temperature) over the largest k; the first k votes count, without being renormalised. A k
-/// larger than the bank is the whole bank. `bank` has a row on at least one rank; labels are in [0, classes). Cost a
-/// rank: that of search::exact_top_k, and all labels of the bank in memory.
+/// larger than the bank is the whole bank. `bank` has a row on at least one rank; labels are in [0, classes).
+/// `after_block` is called now and then to show that work goes on. Cost a rank: that of search::exact_top_k, and all
+/// labels of the bank in memory.
 KnnResult knn(comm::Communicator& group, const Frozen& bank, const Frozen& queries, std::int64_t classes,
-              const KnnConfig& config);
+              const KnnConfig& config, const std::function<void()>& after_block = {});
 
 }  // namespace allosaur::evaluation

@@ -97,9 +97,9 @@ std::vector<Stack> make_stacks(std::vector<Head>& heads, std::int64_t depth, std
   return stacks;
 }
 
-/// One buffer for all gradients, so that an iteration is one all-reduce.
+/// One buffer for all gradients, so that an iteration is one all-reduce; its last value counts ranks that want to stop.
 at::Tensor attach_gradients(std::vector<Stack>& stacks) {
-  std::int64_t total = 0;
+  std::int64_t total = 1;
   for (const Stack& stack : stacks) total += stack.weights.numel();
   at::Tensor buffer = at::zeros({total}, at::kFloat);
   std::int64_t begin = 0;
@@ -111,7 +111,7 @@ at::Tensor attach_gradients(std::vector<Stack>& stacks) {
 }
 
 void score(comm::Communicator& group, const std::vector<Stack>& stacks, const Frozen& test, std::int64_t classes,
-           std::vector<Head>& heads) {
+           std::vector<Head>& heads, const std::function<void()>& alive) {
   std::vector<HitCounts> hits(heads.size(), HitCounts(classes));
   constexpr std::int64_t kChunk = 1024;  // bounds the logits, [chunk, heads x classes]
   for (std::int64_t row = 0; row < test.labels.numel(); row += kChunk) {
@@ -123,6 +123,7 @@ void score(comm::Communicator& group, const std::vector<Stack>& stacks, const Fr
         hits[stack.first_head + static_cast<std::size_t>(head)].add(logits.narrow(1, head * classes, classes), labels);
       }
     }
+    if (alive) alive();
   }
   for (std::size_t head = 0; head < heads.size(); ++head) heads[head].accuracy = hits[head].reduce(group);
 }
@@ -145,10 +146,11 @@ void stacked_gradient(const at::Tensor& weights, const at::Tensor& inputs, const
 }
 
 LinearResult linear_probe(comm::Communicator& group, const Frozen& train, const Frozen& test, std::int64_t classes,
-                          const LinearConfig& config, const std::function<void(std::int64_t)>& progress) {
+                          const LinearConfig& config, const ProbeHooks& hooks) {
   LinearResult result;
   std::vector<Stack> stacks = make_stacks(result.heads, train.cls.size(1), train.cls.size(2), classes, config);
   const at::Tensor gradients = attach_gradients(stacks);
+  float& stopping = gradients.mutable_data_ptr<float>()[gradients.numel() - 1];
   const std::set<double> base_rates(config.learning_rates.begin(), config.learning_rates.end());
   const at::Tensor rates = at::tensor(std::vector<double>(base_rates.begin(), base_rates.end()), at::kFloat)
                                .mul_(static_cast<double>(config.batch) / 256)
@@ -164,17 +166,22 @@ LinearResult linear_probe(comm::Communicator& group, const Frozen& train, const 
       stacked_gradient(stack.weights, stack.inputs(train, batch), labels, static_cast<double>(config.batch),
                        stack.gradient);
     }
+    stopping = hooks.stop && hooks.stop() ? 1 : 0;
     group.all_reduce(gradients, comm::ReduceOp::sum);
+    if (stopping > 0) {
+      result.complete = false;
+      return result;
+    }
     const double done = static_cast<double>(iteration) / static_cast<double>(config.iterations);
     const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * done));
     for (const Stack& stack : stacks) {
       stack.momentum.mul_(config.momentum).add_(stack.gradient);
       stack.weights.addcmul_(stack.momentum, rates, -cosine);
     }
-    if (progress) progress(iteration + 1);
+    if (hooks.progress) hooks.progress(iteration + 1);
   }
 
-  score(group, stacks, test, classes, result.heads);
+  score(group, stacks, test, classes, result.heads, hooks.alive);
   return result;
 }
 

@@ -23,6 +23,13 @@ struct LinearConfig {
   std::uint64_t seed = 0;
 };
 
+/// What the probe tells and asks on the way; any may be empty.
+struct ProbeHooks {
+  std::function<void(std::int64_t iteration)> progress;  ///< after each iteration
+  std::function<bool()> stop;   ///< whether to leave early: where one rank says so, all do after the same iteration
+  std::function<void()> alive;  ///< now and then while the heads are scored
+};
+
 /// One classifier of the grid.
 struct Head {
   std::string name;  ///< unique, e.g. classifier_4_blocks_avgpool_true_lr_0.001
@@ -34,6 +41,7 @@ struct Head {
 
 struct LinearResult {
   std::vector<Head> heads;
+  bool complete = true;      ///< false: stopped before the end, and of no use
   const Head& best() const;  ///< by top-1, the earliest among equals
 };
 
@@ -47,10 +55,9 @@ void stacked_gradient(const at::Tensor& weights, const at::Tensor& inputs, const
 /// tokens of the last blocks, with and without the mean patch), and scores every head on `test`. Heads of one kind of
 /// input are one matrix. SGD with momentum, cosine to 0. A rank computes the samples it holds; gradients are
 /// all-reduced, so the result is the same on any number of ranks up to the order of sums. `train` has a row on at least
-/// one rank and patch means; labels are in [0, classes). `progress(iteration)` is called after each iteration. Cost a
-/// rank and iteration: its share of the batch, and one all-reduce of the heads (4 bytes x learning rates x classes x
-/// (sum of input widths)).
+/// one rank and patch means; labels are in [0, classes). Cost a rank and iteration: its share of the batch, and one
+/// all-reduce of the heads (4 bytes x learning rates x classes x (sum of input widths)).
 LinearResult linear_probe(comm::Communicator& group, const Frozen& train, const Frozen& test, std::int64_t classes,
-                          const LinearConfig& config, const std::function<void(std::int64_t)>& progress = {});
+                          const LinearConfig& config, const ProbeHooks& hooks = {});
 
 }  // namespace allosaur::evaluation

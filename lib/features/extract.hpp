@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -21,27 +22,30 @@ struct ExtractConfig {
   bool average_patches = false;  ///< also the mean of the last block's patch tokens
 };
 
-/// This rank's rows of the features of a data set: a contiguous range [first, first + rows) of [0, total).
+/// The features of consecutive images of a data set, in host memory.
 struct Features {
   at::Tensor cls;                    // f32 [rows, last_blocks, D], shallow to deep, after the final norm
   at::Tensor patch_mean;             // f32 [rows, D], or undefined
   std::vector<std::int64_t> labels;  // [rows]
-  std::vector<bool> valid;           // [rows]; false where the image was rejected (its rows are zero)
-  std::int64_t first = 0, total = 0;
+  std::vector<std::int64_t> area;    // [rows] width times height of the image; 0: it was rejected (its rows are zero)
+  bool complete = true;              // false: stopped before the end, and of no use
 };
 
-/// Collective. A frozen backbone over a whole data set, split over ranks in contiguous ranges. Broken images are
-/// rejected through `reject(key, reason)`, in order; `progress(done)` is called after each batch with this rank's
-/// count; both on the caller's thread, and either may be empty. Cost a rank: decoding and forward of its rows, no
-/// communication.
-Features extract(comm::Communicator& group, const model::VisionTransformer& backbone, const data::Dataset& dataset,
-                 const ExtractConfig& config, const std::function<void(const std::string&, const std::string&)>& reject,
-                 const std::function<void(std::int64_t)>& progress = {});
+/// What extraction tells and asks between batches, on the caller's thread; any may be empty.
+struct Hooks {
+  std::function<void(const std::string& key, const std::string& reason)> reject;  ///< a broken image, in order
+  std::function<void(std::int64_t done)> progress;
+  std::function<bool()> stop;  ///< whether to leave early
+};
 
-/// Collective. The evaluation view itself as the feature: `cls` is f32 [rows, 1, channels * crop * crop]. The baseline
-/// that a backbone has to beat; `last_blocks` and `average_patches` mean nothing here.
-Features extract_pixels(comm::Communicator& group, const data::Dataset& dataset, const ExtractConfig& config,
-                        const std::function<void(const std::string&, const std::string&)>& reject,
-                        const std::function<void(std::int64_t)>& progress = {});
+/// Local. A frozen backbone over the images `rows` of a data set. Images are moved to the backbone's device. Throws
+/// core::UsageError when the backbone reads images of other channels.
+Features extract(const model::VisionTransformer& backbone, const data::Dataset& dataset, comm::Range rows,
+                 const ExtractConfig& config, const Hooks& hooks = {});
+
+/// Local. The evaluation view itself as the feature: `cls` is f32 [rows, 1, channels * crop * crop]. The baseline that
+/// a backbone has to beat; `last_blocks` and `average_patches` mean nothing here.
+Features extract_pixels(const data::Dataset& dataset, comm::Range rows, const ExtractConfig& config,
+                        const Hooks& hooks = {});
 
 }  // namespace allosaur::features

@@ -50,29 +50,39 @@ ALLOSAUR_VECTORISED void normalise_backward(std::int64_t n, const float* __restr
   }
 }
 
-ALLOSAUR_VECTORISED void gelu(std::int64_t n, const float* x, float* y) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * normal(x[i]).cdf;
-}
-
-ALLOSAUR_VECTORISED void gelu_backward(std::int64_t n, const float* x, const float* grad, float* grad_x) {
+ALLOSAUR_VECTORISED void gelu(std::int64_t n, const float* x, const float* bias, float* y) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    const Normal at = normal(x[i]);
-    grad_x[i] = grad[i] * (at.cdf + x[i] * at.pdf);
+    const float z = x[i] + bias[i];
+    y[i] = z * normal(z).cdf;
   }
 }
 
-ALLOSAUR_VECTORISED void swiglu(std::int64_t n, const float* __restrict gate, const float* __restrict value,
-                                float* __restrict y) {
-  for (std::int64_t i = 0; i < n; ++i) y[i] = gate[i] * sigmoid(gate[i]) * value[i];
+ALLOSAUR_VECTORISED void gelu_backward(std::int64_t n, const float* x, const float* bias, const float* grad,
+                                       float* grad_x) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float z = x[i] + bias[i];
+    const Normal at = normal(z);
+    grad_x[i] = grad[i] * (at.cdf + z * at.pdf);
+  }
 }
 
-ALLOSAUR_VECTORISED void swiglu_backward(std::int64_t n, const float* gate, const float* value, const float* grad,
+/// x and bias: the gate's n elements, then the value's.
+ALLOSAUR_VECTORISED void swiglu(std::int64_t n, const float* __restrict x, const float* __restrict bias,
+                                float* __restrict y) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float gate = x[i] + bias[i];
+    y[i] = gate * sigmoid(gate) * (x[n + i] + bias[n + i]);
+  }
+}
+
+ALLOSAUR_VECTORISED void swiglu_backward(std::int64_t n, const float* x, const float* bias, const float* grad,
                                          float* grad_gate, float* grad_value) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    const float s = sigmoid(gate[i]), silu = gate[i] * s, v = value[i], g = grad[i];
+    const float gate = x[i] + bias[i], v = x[n + i] + bias[n + i];
+    const float s = sigmoid(gate), silu = gate * s, g = grad[i];
     grad_gate[i] = g * v * (s + silu * (1.0F - s));
     grad_value[i] = g * silu;
   }
@@ -83,10 +93,10 @@ ALLOSAUR_VECTORISED void add(std::int64_t n, const float* __restrict x, float* _
 }
 
 /// `y` may be `before`.
-ALLOSAUR_VECTORISED void add_scaled(std::int64_t n, const float* before, const float* x, float scale,
+ALLOSAUR_VECTORISED void add_scaled(std::int64_t n, const float* before, const float* x, const float* bias, float scale,
                                     const float* gamma, float* y) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] = before[i] + x[i] * (scale * gamma[i]);
+  for (std::int64_t i = 0; i < n; ++i) y[i] = before[i] + (x[i] + bias[i]) * (scale * gamma[i]);
 }
 
 ALLOSAUR_VECTORISED void copy_scaled(std::int64_t n, const float* __restrict x, float scale, float* __restrict y) {
@@ -120,6 +130,18 @@ std::int64_t rows_a_piece(std::int64_t width) {
 std::int64_t row_at(const std::int64_t* index, std::int64_t i) {
   return index == nullptr ? i : index[i];
 }
+
+/// A vector of parameters, or a constant where there is none.
+class Parameters {
+ public:
+  Parameters(const float* values, std::int64_t n, float otherwise)
+      : values_(values), constant_(static_cast<std::size_t>(values == nullptr ? n : 0), otherwise) {}
+  const float* data() const { return values_ == nullptr ? constant_.data() : values_; }
+
+ private:
+  const float* values_;
+  std::vector<float> constant_;
+};
 
 /// An array of `type` read and written as float32, at most `width` elements at a time: 16-bit numbers pass through a
 /// buffer.
@@ -185,56 +207,61 @@ void run(const LayerNormBackward& k) {
 }
 
 void run(const Gelu& k) {
-  for_pieces(k.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    View x(k.x, k.type, kGrain), output(k.output, k.type, kGrain);
-    gelu(end - begin, x.read(begin, end - begin), output.write(begin));
-    output.finish(begin, end - begin);
+  const Parameters bias(k.bias, k.dim, 0);
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), output(k.output, k.type, k.dim);
+    for (std::int64_t at = begin * k.dim; at < end * k.dim; at += k.dim) {
+      gelu(k.dim, x.read(at, k.dim), bias.data(), output.write(at));
+      output.finish(at, k.dim);
+    }
   });
 }
 
 void run(const GeluBackward& k) {
-  for_pieces(k.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    View x(k.x, k.type, kGrain), grad_output(k.grad_output, k.type, kGrain), grad_x(k.grad_x, k.type, kGrain);
-    gelu_backward(end - begin, x.read(begin, end - begin), grad_output.read(begin, end - begin), grad_x.write(begin));
-    grad_x.finish(begin, end - begin);
+  const Parameters bias(k.bias, k.dim, 0);
+  for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
+    View x(k.x, k.type, k.dim), grad_output(k.grad_output, k.type, k.dim), grad_x(k.grad_x, k.type, k.dim);
+    for (std::int64_t at = begin * k.dim; at < end * k.dim; at += k.dim) {
+      gelu_backward(k.dim, x.read(at, k.dim), bias.data(), grad_output.read(at, k.dim), grad_x.write(at));
+      grad_x.finish(at, k.dim);
+    }
   });
 }
 
 void run(const SwiGlu& k) {
+  const Parameters bias(k.bias, 2 * k.hidden, 0);
   for_pieces(k.rows, rows_a_piece(k.hidden), [&](std::int64_t begin, std::int64_t end) {
     View x(k.x, k.type, 2 * k.hidden), output(k.output, k.type, k.hidden);
     for (std::int64_t i = begin; i < end; ++i) {
-      const float* gate = x.read(i * 2 * k.hidden, 2 * k.hidden);
-      swiglu(k.hidden, gate, gate + k.hidden, output.write(i * k.hidden));
+      swiglu(k.hidden, x.read(i * 2 * k.hidden, 2 * k.hidden), bias.data(), output.write(i * k.hidden));
       output.finish(i * k.hidden, k.hidden);
     }
   });
 }
 
 void run(const SwiGluBackward& k) {
+  const Parameters bias(k.bias, 2 * k.hidden, 0);
   for_pieces(k.rows, rows_a_piece(k.hidden), [&](std::int64_t begin, std::int64_t end) {
     View x(k.x, k.type, 2 * k.hidden), grad_output(k.grad_output, k.type, k.hidden),
         grad_x(k.grad_x, k.type, 2 * k.hidden);
     for (std::int64_t i = begin; i < end; ++i) {
-      const float* gate = x.read(i * 2 * k.hidden, 2 * k.hidden);
       float* grad_gate = grad_x.write(i * 2 * k.hidden);
-      swiglu_backward(k.hidden, gate, gate + k.hidden, grad_output.read(i * k.hidden, k.hidden), grad_gate,
-                      grad_gate + k.hidden);
+      swiglu_backward(k.hidden, x.read(i * 2 * k.hidden, 2 * k.hidden), bias.data(),
+                      grad_output.read(i * k.hidden, k.hidden), grad_gate, grad_gate + k.hidden);
       grad_x.finish(i * 2 * k.hidden, 2 * k.hidden);
     }
   });
 }
 
 void run(const ResidualAdd& k) {
-  const std::vector<float> ones(static_cast<std::size_t>(k.gamma == nullptr ? k.dim : 0), 1.0F);
-  const float* gamma = k.gamma == nullptr ? ones.data() : k.gamma;
+  const Parameters gamma(k.gamma, k.dim, 1), bias(k.bias, k.dim, 0);
   for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
     View x(k.x, k.type, k.dim), branch(k.branch, k.type, k.dim);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t to = row_at(k.index, i) * k.dim;
       const float* before = x.read(to, k.dim);
-      add_scaled(k.dim, before, branch.read(i * k.dim, k.dim), k.scale == nullptr ? 1.0F : k.scale[i], gamma,
-                 x.write(to));
+      add_scaled(k.dim, before, branch.read(i * k.dim, k.dim), bias.data(), k.scale == nullptr ? 1.0F : k.scale[i],
+                 gamma.data(), x.write(to));
       x.finish(to, k.dim);
     }
   });

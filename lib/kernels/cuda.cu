@@ -254,20 +254,26 @@ __global__ void add_slices(LayerNormBackward k, std::int64_t slices, const float
   k.grad_bias[column] = bias;
 }
 
+/// x and the bias of its column, none being zero.
+template <class T>
+__device__ float biased(const T& x, const float* bias, std::int64_t column) {
+  return bias == nullptr ? widen(x) : widen(x) + bias[column];
+}
+
 template <class T>
 __global__ void gelu(Gelu k) {
   const std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= k.n) return;
-  const float x = widen(static_cast<const T*>(k.x)[i]);
-  put(static_cast<T*>(k.output) + i, x * normcdff(x));
+  if (i >= k.rows * k.dim) return;
+  const float z = biased(static_cast<const T*>(k.x)[i], k.bias, i % k.dim);
+  put(static_cast<T*>(k.output) + i, z * normcdff(z));
 }
 
 template <class T>
 __global__ void gelu_backward(GeluBackward k) {
   const std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= k.n) return;
-  const float x = widen(static_cast<const T*>(k.x)[i]), pdf = 0.3989422804F * expf(-0.5F * x * x);
-  put(static_cast<T*>(k.grad_x) + i, widen(static_cast<const T*>(k.grad_output)[i]) * (normcdff(x) + x * pdf));
+  if (i >= k.rows * k.dim) return;
+  const float z = biased(static_cast<const T*>(k.x)[i], k.bias, i % k.dim), pdf = 0.3989422804F * expf(-0.5F * z * z);
+  put(static_cast<T*>(k.grad_x) + i, widen(static_cast<const T*>(k.grad_output)[i]) * (normcdff(z) + z * pdf));
 }
 
 __device__ float sigmoid(float x) {
@@ -279,8 +285,8 @@ __global__ void swiglu(SwiGlu k) {
   const T* gate = static_cast<const T*>(k.x) + blockIdx.x * 2 * k.hidden;
   T* output = static_cast<T*>(k.output) + blockIdx.x * k.hidden;
   for (std::int64_t i = threadIdx.x; i < k.hidden; i += kThreads) {
-    const float a = widen(gate[i]);
-    put(output + i, a * sigmoid(a) * widen(gate[k.hidden + i]));
+    const float a = biased(gate[i], k.bias, i);
+    put(output + i, a * sigmoid(a) * biased(gate[k.hidden + i], k.bias, k.hidden + i));
   }
 }
 
@@ -290,7 +296,8 @@ __global__ void swiglu_backward(SwiGluBackward k) {
   const T* grad = static_cast<const T*>(k.grad_output) + blockIdx.x * k.hidden;
   T* grad_gate = static_cast<T*>(k.grad_x) + blockIdx.x * 2 * k.hidden;
   for (std::int64_t i = threadIdx.x; i < k.hidden; i += kThreads) {
-    const float a = widen(gate[i]), value = widen(gate[k.hidden + i]), g = widen(grad[i]), s = sigmoid(a);
+    const float a = biased(gate[i], k.bias, i), value = biased(gate[k.hidden + i], k.bias, k.hidden + i);
+    const float g = widen(grad[i]), s = sigmoid(a);
     put(grad_gate + i, g * value * (s + a * s * (1.0F - s)));
     put(grad_gate + k.hidden + i, g * a * s);
   }
@@ -302,7 +309,7 @@ __global__ void residual_add(ResidualAdd k) {
   const T* branch = static_cast<const T*>(k.branch) + blockIdx.x * k.dim;
   const float scale = k.scale == nullptr ? 1.0F : k.scale[blockIdx.x];
   for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads)
-    put(x + i, widen(x[i]) + widen(branch[i]) * (k.gamma == nullptr ? scale : scale * k.gamma[i]));
+    put(x + i, widen(x[i]) + biased(branch[i], k.bias, i) * (k.gamma == nullptr ? scale : scale * k.gamma[i]));
 }
 
 template <class T>
@@ -426,15 +433,17 @@ void run(const LayerNormBackward& k, void* stream) {
 }
 
 void run(const Gelu& k, void* stream) {
-  if (k.n == 0) return;
-  with_type(k.type, [&](auto type) { gelu<decltype(type)><<<blocks_for(k.n), kThreads, 0, queue(stream)>>>(k); });
+  if (k.rows == 0) return;
+  with_type(k.type,
+            [&](auto type) { gelu<decltype(type)><<<blocks_for(k.rows * k.dim), kThreads, 0, queue(stream)>>>(k); });
   check(cudaGetLastError(), "Gelu");
 }
 
 void run(const GeluBackward& k, void* stream) {
-  if (k.n == 0) return;
-  with_type(k.type,
-            [&](auto type) { gelu_backward<decltype(type)><<<blocks_for(k.n), kThreads, 0, queue(stream)>>>(k); });
+  if (k.rows == 0) return;
+  with_type(k.type, [&](auto type) {
+    gelu_backward<decltype(type)><<<blocks_for(k.rows * k.dim), kThreads, 0, queue(stream)>>>(k);
+  });
   check(cudaGetLastError(), "GeluBackward");
 }
 

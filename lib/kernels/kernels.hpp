@@ -105,39 +105,45 @@ struct LayerNormBackward {
   float *grad_weight = nullptr, *grad_bias = nullptr;
 };
 
-/// Exact GELU, x * Phi(x). `output` may be `x`.
+/// Exact GELU, z * Phi(z) of z = x + bias. `output` may be `x`.
 struct Gelu {
-  std::int64_t n = 0;
+  std::int64_t rows = 0, dim = 0;
   Type type = Type::f32;
-  const void* x = nullptr;
-  void* output = nullptr;
+  const void* x = nullptr;      ///< [rows, dim]
+  const float* bias = nullptr;  ///< [dim], or null: 0
+  void* output = nullptr;       ///< [rows, dim]
 };
 
-/// grad_x = grad_output * (Phi(x) + x phi(x)). `grad_x` may be `grad_output` or `x`.
+/// grad_x = grad_output * (Phi(z) + z phi(z)). `grad_x` may be `grad_output` or `x`.
 struct GeluBackward {
-  std::int64_t n = 0;
+  std::int64_t rows = 0, dim = 0;
   Type type = Type::f32;
-  const void *x = nullptr, *grad_output = nullptr;
+  const void* x = nullptr;
+  const float* bias = nullptr;
+  const void* grad_output = nullptr;
   void* grad_x = nullptr;
 };
 
-/// output = silu(x[:, :hidden]) * x[:, hidden:].
+/// output = silu(z[:, :hidden]) * z[:, hidden:] of z = x + bias.
 struct SwiGlu {
   std::int64_t rows = 0, hidden = 0;
   Type type = Type::f32;
-  const void* x = nullptr;  ///< [rows, 2 hidden]
-  void* output = nullptr;   ///< [rows, hidden]
+  const void* x = nullptr;      ///< [rows, 2 hidden]
+  const float* bias = nullptr;  ///< [2 hidden], or null: 0
+  void* output = nullptr;       ///< [rows, hidden]
 };
 
 /// Its gradient. `grad_x` may be `x` (rows of both are read before they are written).
 struct SwiGluBackward {
   std::int64_t rows = 0, hidden = 0;
   Type type = Type::f32;
-  const void *x = nullptr, *grad_output = nullptr;
+  const void* x = nullptr;
+  const float* bias = nullptr;
+  const void* grad_output = nullptr;
   void* grad_x = nullptr;  ///< [rows, 2 hidden]
 };
 
-/// x[index[i]] += scale[i] * gamma * branch[i]: a residual branch with LayerScale and stochastic depth.
+/// x[index[i]] += scale[i] * gamma * (branch[i] + bias): a residual branch with LayerScale and stochastic depth.
 struct ResidualAdd {
   std::int64_t rows = 0, dim = 0;
   Type type = Type::f32;
@@ -145,6 +151,7 @@ struct ResidualAdd {
   const std::int64_t* index = nullptr;  ///< [rows] into x, without repetition; or null: row i is row i
   const float* scale = nullptr;         ///< [rows], or null: 1
   const float* gamma = nullptr;         ///< [dim], or null: 1
+  const float* bias = nullptr;          ///< [dim], or null: 0
   const void* branch = nullptr;         ///< [rows, dim]
 };
 

@@ -42,7 +42,9 @@ struct Function : torch::autograd::Function<Function> {
     std::int64_t begin = 0;
     for (const Comparison& comparison : *comparisons) {
       const std::int64_t crops = comparison.pairs.size(0), n = comparison.row_weight.size(0);
-      const auto part = [&](const at::Tensor& rows) { return rows.narrow(0, begin, crops * n).view({crops, n, -1}); };
+      const auto part = [&](const at::Tensor& rows) {
+        return rows.narrow(0, begin, crops * n).view({crops, n, rows.size(1)});
+      };
       const at::Tensor losses =
           compare(comparison, part(student), prototypes, temperature, part(grad_student), grad_prototypes);
       total += losses.sum() * comparison.weight;
@@ -69,7 +71,7 @@ struct Function : torch::autograd::Function<Function> {
     const auto pair = pairs.accessor<float, 2>();
     at::Tensor loss = at::empty({crops, n}, student.options());
     at::Tensor all_scores, all_targets;
-    for_row_chunks(n, crops * count, [&](std::int64_t first, std::int64_t rows) {
+    for_row_chunks(n, crops * count, student.is_cuda(), [&](std::int64_t first, std::int64_t rows) {
       if (!all_scores.defined()) {
         all_scores = at::empty({crops * rows, count}, student.options());
         all_targets = at::empty({rows, count}, student.options());
@@ -128,7 +130,7 @@ TargetStatistics target_statistics(const Targets& targets) {
   at::Tensor mean = at::zeros({prototypes}, targets.logits.options().dtype(at::kDouble));
   double entropy = 0;
   const auto entropy_of = [](const at::Tensor& p) { return -at::xlogy(p, p).sum().item<double>(); };
-  for_row_chunks(n, prototypes, [&](std::int64_t first, std::int64_t rows) {
+  for_row_chunks(n, prototypes, targets.logits.is_cuda(), [&](std::int64_t first, std::int64_t rows) {
     at::Tensor p = at::empty({rows, prototypes}, targets.shift.options());
     target_rows(targets, first, 1, false, p);
     entropy += entropy_of(p);

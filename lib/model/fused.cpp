@@ -30,6 +30,11 @@ at::Tensor as_floats(const at::Tensor& parameter) {
   return parameter.defined() ? parameter.to(at::kFloat) : parameter;
 }
 
+/// Autograd counts an undefined tensor as an input, but not an absent one.
+std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
 struct Normalised {
   at::Tensor output, mean, rstd;
 };
@@ -60,13 +65,14 @@ Normalised normalise(const at::Tensor& x, const at::Tensor& index, const at::Ten
 struct NormLinear : torch::autograd::Function<NormLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Rows& rows,
                             const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
-                            const at::Tensor& bias, bool fast, bool keep) {
+                            const std::optional<at::Tensor>& bias, bool fast, bool keep) {
     const at::Tensor& index = rows.index;
     at::Tensor gathered;
     if (keep) gathered = at::empty({index.defined() ? index.size(0) : x.size(0), x.size(1)}, x.options());
     const Normalised normalised = normalise(x, index, norm_weight, norm_bias, gathered);
     context->save_for_backward({gathered, index, norm_weight, norm_bias, weight});
     context->saved_data["rows"] = x.size(0);
+    context->saved_data["bias"] = bias.has_value();
     context->saved_data["fast"] = fast;
     const Products products(fast);
     return at::linear(normalised.output, weight, bias);
@@ -102,18 +108,22 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
                                             .grad_x = grad_x.mutable_data_ptr(),
                                             .grad_weight = grad_norm_weight.mutable_data_ptr<float>(),
                                             .grad_bias = grad_norm_bias.mutable_data_ptr<float>()});
-    return {grad_x, {}, grad_norm_weight, grad_norm_bias, grad_weight, grad.sum(0), {}, {}};
+    const at::Tensor grad_bias = context->saved_data["bias"].toBool() ? grad.sum(0) : at::Tensor();
+    return {grad_x, {}, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, {}, {}};
   }
 };
 
-at::Tensor activated(Activation activation, const at::Tensor& input) {
+/// activation(input + bias); bias f32 or undefined.
+at::Tensor activated(Activation activation, const at::Tensor& input, const at::Tensor& bias) {
   if (activation == Activation::none) return input;
   const kernels::Device device = kernel_device(input);
   if (activation == Activation::gelu) {
     at::Tensor output = at::empty_like(input);
-    kernels::run(device, kernels::Gelu{.n = input.numel(),
+    kernels::run(device, kernels::Gelu{.rows = input.numel() / input.size(-1),
+                                       .dim = input.size(-1),
                                        .type = kernel_type(input),
                                        .x = input.const_data_ptr(),
+                                       .bias = floats(bias),
                                        .output = output.mutable_data_ptr()});
     return output;
   }
@@ -122,18 +132,21 @@ at::Tensor activated(Activation activation, const at::Tensor& input) {
                                        .hidden = output.size(1),
                                        .type = kernel_type(input),
                                        .x = input.const_data_ptr(),
+                                       .bias = floats(bias),
                                        .output = output.mutable_data_ptr()});
   return output;
 }
 
 /// The gradient of `input`, from that of the activation's output, which it may overwrite.
-at::Tensor activated_backward(Activation activation, const at::Tensor& input, at::Tensor grad) {
+at::Tensor activated_backward(Activation activation, const at::Tensor& input, const at::Tensor& bias, at::Tensor grad) {
   if (activation == Activation::none) return grad;
   const kernels::Device device = kernel_device(input);
   if (activation == Activation::gelu) {
-    kernels::run(device, kernels::GeluBackward{.n = input.numel(),
+    kernels::run(device, kernels::GeluBackward{.rows = input.numel() / input.size(-1),
+                                               .dim = input.size(-1),
                                                .type = kernel_type(input),
                                                .x = input.const_data_ptr(),
+                                               .bias = floats(bias),
                                                .grad_output = grad.const_data_ptr(),
                                                .grad_x = grad.mutable_data_ptr()});
     return grad;
@@ -143,24 +156,27 @@ at::Tensor activated_backward(Activation activation, const at::Tensor& input, at
                                                .hidden = grad.size(1),
                                                .type = kernel_type(input),
                                                .x = input.const_data_ptr(),
+                                               .bias = floats(bias),
                                                .grad_output = grad.const_data_ptr(),
                                                .grad_x = grad_input.mutable_data_ptr()});
   return grad_input;
 }
 
 struct AddLinear : torch::autograd::Function<AddLinear> {
-  static at::Tensor forward(AutogradContext* context, at::Tensor x, const at::Tensor& input, const at::Tensor& weight,
+  static at::Tensor forward(AutogradContext* context, at::Tensor x, const at::Tensor& input,
+                            const std::optional<at::Tensor>& input_bias, const at::Tensor& weight,
                             const at::Tensor& bias, const std::optional<at::Tensor>& layer_scale, const Rows& rows,
                             Activation activation, bool fast) {
-    const at::Tensor gamma = as_floats(layer_scale.value_or(at::Tensor()));
+    const at::Tensor gamma = as_floats(layer_scale.value_or(at::Tensor())), offset = as_floats(bias);
+    const at::Tensor input_offset = as_floats(input_bias.value_or(at::Tensor()));
     context->mark_dirty({x});
-    context->save_for_backward({input, weight, bias, gamma, rows.index, rows.scale});
+    context->save_for_backward({input, weight, bias, gamma, rows.index, rows.scale, input_offset});
     context->saved_data["activation"] = static_cast<std::int64_t>(activation);
     context->saved_data["fast"] = fast;
     at::Tensor branch;
     {
       const Products products(fast);
-      branch = at::linear(activated(activation, input), weight, bias);
+      branch = at::linear(activated(activation, input, input_offset), weight);
     }
     kernels::run(kernel_device(x), kernels::ResidualAdd{.rows = branch.size(0),
                                                         .dim = branch.size(1),
@@ -169,6 +185,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
                                                         .index = indices(rows.index),
                                                         .scale = floats(rows.scale),
                                                         .gamma = floats(gamma),
+                                                        .bias = floats(offset),
                                                         .branch = branch.const_data_ptr()});
     return x;
   }
@@ -176,7 +193,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
   static variable_list backward(AutogradContext* context, const variable_list& grad_output) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &gamma = saved[3], &index = saved[4],
-                     &scale = saved[5];
+                     &scale = saved[5], &input_bias = saved[6];
     const auto activation = static_cast<Activation>(context->saved_data["activation"].toInt());
     const at::Tensor grad_x = grad_output[0].contiguous();
     // A weight times a small gamma vanishes in float16: there its largest element goes to the gradient instead.
@@ -198,7 +215,8 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
                                                                 .output = grad.mutable_data_ptr()});
     }
     const Products products(context->saved_data["fast"].toBool());
-    at::Tensor grad_weight = at::mm(grad.t(), activated(activation, input)), grad_bias = grad.sum(0), grad_gamma;
+    at::Tensor grad_weight = at::mm(grad.t(), activated(activation, input, input_bias)), grad_bias = grad.sum(0),
+               grad_gamma;
     at::Tensor scaled_weight = weight;
     if (gamma.defined()) {
       // gamma_j multiplies row j of weight and bias, so its gradient comes from theirs and no output need be kept.
@@ -209,18 +227,19 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
       grad_weight.mul_(column);
       grad_bias.mul_(relative);
     }
-    const at::Tensor grad_input = activated_backward(activation, input, at::mm(grad, scaled_weight));
-    return {grad_x, grad_input, grad_weight, grad_bias, grad_gamma, {}, {}, {}};
+    const at::Tensor grad_input = activated_backward(activation, input, input_bias, at::mm(grad, scaled_weight));
+    const at::Tensor grad_input_bias = input_bias.defined() ? grad_input.sum(0) : at::Tensor();
+    return {grad_x, grad_input, grad_input_bias, grad_weight, grad_bias, grad_gamma, {}, {}, {}};
   }
 };
 
 struct GeluFunction : torch::autograd::Function<GeluFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x) {
     context->save_for_backward({x});
-    return activated(Activation::gelu, x);
+    return activated(Activation::gelu, x, {});
   }
   static variable_list backward(AutogradContext* context, const variable_list& grad_output) {
-    return {activated_backward(Activation::gelu, context->get_saved_variables()[0],
+    return {activated_backward(Activation::gelu, context->get_saved_variables()[0], {},
                                grad_output[0].clone(at::MemoryFormat::Contiguous))};
   }
 };
@@ -278,13 +297,13 @@ kernels::Type kernel_type(const at::Tensor& tensor) {
 at::Tensor norm_linear(const at::Tensor& x, const Rows& rows, const at::Tensor& norm_weight,
                        const at::Tensor& norm_bias, const at::Tensor& weight, const at::Tensor& bias, bool fast) {
   const bool keep = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
-  return NormLinear::apply(x, rows, norm_weight, norm_bias, weight, bias, fast, keep);
+  return NormLinear::apply(x, rows, norm_weight, norm_bias, weight, if_defined(bias), fast, keep);
 }
 
 at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activation, const at::Tensor& input,
-                      const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& gamma, bool fast) {
-  const std::optional<at::Tensor> layer_scale = gamma.defined() ? std::optional(gamma) : std::nullopt;
-  return AddLinear::apply(x, input, weight, bias, layer_scale, rows, activation, fast);
+                      const at::Tensor& input_bias, const at::Tensor& weight, const at::Tensor& bias,
+                      const at::Tensor& gamma, bool fast) {
+  return AddLinear::apply(x, input, if_defined(input_bias), weight, bias, if_defined(gamma), rows, activation, fast);
 }
 
 at::Tensor weight_norm(const at::Tensor& gain, const at::Tensor& direction, at::ScalarType type) {

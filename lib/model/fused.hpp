@@ -20,16 +20,19 @@ struct Rows {
   at::Tensor scale;  // f32 [n], of the branch's output; undefined: 1
 };
 
-/// linear(layer_norm(x[rows])), x [T, D], weight [out, D]; returns [n, out]. Keeps x[rows]. `fast`: see Products.
+/// linear(layer_norm(x[rows])), x [T, D], weight [out, D], bias [out] or undefined (then who reads the result adds it,
+/// without a pass of its own); returns [n, out]. Keeps x[rows]. `fast`: see Products.
 at::Tensor norm_linear(const at::Tensor& x, const Rows& rows, const at::Tensor& norm_weight,
                        const at::Tensor& norm_bias, const at::Tensor& weight, const at::Tensor& bias, bool fast);
 
 enum class Activation : std::uint8_t { none, gelu, swiglu };
 
-/// x[rows] += scale * gamma * linear(activation(input)), in place, so that x must be no leaf and no view; returns x.
-/// x [T, D], input [n, in] (swiglu: [n, 2 in]), weight [D, in], gamma [D] or undefined. Keeps the input.
+/// x[rows] += scale * gamma * linear(activation(input + input_bias)), in place, so that x must be no leaf and no view;
+/// returns x. x [T, D], input [n, in] (swiglu: [n, 2 in]), input_bias as wide, or undefined as it is without an
+/// activation; weight [D, in], gamma [D] or undefined. Keeps the input.
 at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activation, const at::Tensor& input,
-                      const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& gamma, bool fast);
+                      const at::Tensor& input_bias, const at::Tensor& weight, const at::Tensor& bias,
+                      const at::Tensor& gamma, bool fast);
 
 /// gain * direction / |direction|, row by row, differentiable: gain [K, 1], direction [K, b]; returns [K, b] of `type`,
 /// whatever theirs is. Keeps both.

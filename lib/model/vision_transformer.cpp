@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "model/fused.hpp"
 #include "model/linear.hpp"
+#include "model/packing.hpp"
 #include "model/recompute.hpp"
 
 namespace allosaur::model {
@@ -23,18 +24,6 @@ struct Preset {
 constexpr std::array kPresets{Preset{"vit_tiny", 192, 12, 3}, Preset{"vit_small", 384, 12, 6},
                               Preset{"vit_base", 768, 12, 12}, Preset{"vit_large", 1024, 24, 16},
                               Preset{"vit_giant2", 1536, 40, 24}};
-
-/// Where the tokens of one crop resolution lie in the packed sequence [T, D].
-struct Extent {
-  std::int64_t batch, tokens, begin;
-  std::int64_t rows() const { return batch * tokens; }
-};
-
-/// Which packed rows one residual branch works on; the scale is images / kept images of the row's crop resolution.
-struct Selection {
-  std::vector<Extent> extents;  // of the selected rows, packed
-  Rows rows;                    // among the whole packed sequence
-};
 
 // Names of units.
 constexpr const char* kEmbedding = "patch_embed";
@@ -79,9 +68,9 @@ struct VisionTransformer::Block {
 
   /// Adds both branches to tokens x [T, D] of several resolutions, one after the other, in place; attention stays
   /// within each image.
-  void apply(at::Tensor& x, const Selection& attention, const Selection& feed_forward, bool fast) const {
+  void apply(at::Tensor& x, const AttentionRows& attention, const Rows& feed_forward, bool fast) const {
     const std::int64_t dim = x.size(1);
-    const at::Tensor qkv = norm_linear(x, attention.rows, norm1_weight, norm1_bias, qkv_weight, qkv_bias, fast);
+    const at::Tensor qkv = norm_linear(x, attention.read, norm1_weight, norm1_bias, qkv_weight, qkv_bias, fast);
     std::vector<std::int64_t> sizes;
     for (const Extent& e : attention.extents) sizes.push_back(e.rows());
     std::vector<at::Tensor> parts = qkv.split_with_sizes(sizes);  // [B * N, 3D]
@@ -93,11 +82,12 @@ struct VisionTransformer::Block {
                      .transpose(1, 2)
                      .reshape({e.rows(), dim});
     }
-    x = add_linear(x, attention.rows, Activation::none, parts.size() == 1 ? parts.front() : at::cat(parts), proj_weight,
-                   proj_bias, ls1_gamma, fast);
-    const at::Tensor hidden = norm_linear(x, feed_forward.rows, norm2_weight, norm2_bias, in_weight, in_bias, fast);
-    x = add_linear(x, feed_forward.rows, swiglu ? Activation::swiglu : Activation::gelu, hidden, out_weight, out_bias,
-                   ls2_gamma, fast);
+    at::Tensor attended = parts.size() == 1 ? parts.front() : at::cat(parts);
+    if (attention.attended.defined()) attended = attended.index_select(0, attention.attended);
+    x = add_linear(x, attention.written, Activation::none, attended, {}, proj_weight, proj_bias, ls1_gamma, fast);
+    const at::Tensor hidden = norm_linear(x, feed_forward, norm2_weight, norm2_bias, in_weight, {}, fast);
+    x = add_linear(x, feed_forward, swiglu ? Activation::swiglu : Activation::gelu, hidden, in_bias, out_weight,
+                   out_bias, ls2_gamma, fast);
   }
 };
 
@@ -233,62 +223,48 @@ VitOutput VisionTransformer::split(const at::Tensor& tokens) const {
 }
 
 VitOutput VisionTransformer::forward(const at::Tensor& images, const at::Tensor& masks) const {
-  return forward_packed({{images, masks, {}}}).front();
+  return forward_packed({{images, masks, {}, {}}}).front();
 }
 
 std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitInput>& inputs) const {
   enter(kEmbedding);
   std::vector<at::Tensor> embedded;
-  std::vector<Extent> extents;
-  std::int64_t total = 0;
+  std::vector<std::int64_t> tokens;
   for (const VitInput& input : inputs) {
     const at::Tensor x = embed(input.images, input.masks);
-    extents.push_back({x.size(0), x.size(1), total});
-    total += extents.back().rows();
+    tokens.push_back(x.size(1));
     embedded.push_back(x.flatten(0, 1));
   }
   at::Tensor x = at::cat(embedded);  // [T, D]; a copy of a single one too, as blocks work in place
-
-  const auto select = [&](std::size_t branch) {
-    Selection selection;
-    bool any = false;
-    for (const VitInput& input : inputs) any = any || !input.kept.empty();
-    if (!any) {
-      selection.extents = extents;
-      return selection;
-    }
-    std::vector<at::Tensor> rows, scales;
-    std::int64_t begin = 0;
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      const Extent& e = extents[i];
-      const at::Tensor kept = inputs[i].kept.empty()
-                                  ? at::arange(e.batch, x.options().dtype(at::kLong))
-                                  : inputs[i].kept.at(branch).to(x.device(), at::kLong, /*non_blocking=*/true);
-      selection.extents.push_back({kept.size(0), e.tokens, begin});
-      begin += selection.extents.back().rows();
-      rows.push_back((kept.unsqueeze(1) * e.tokens + at::arange(e.tokens, kept.options()) + e.begin).flatten());
-      scales.push_back(at::full({rows.back().size(0)}, static_cast<double>(e.batch) / static_cast<double>(kept.size(0)),
-                                x.options().dtype(at::kFloat)));
-    }
-    selection.rows = {at::cat(rows), at::cat(scales)};
-    return selection;
-  };
+  const Packing packing(inputs, tokens, 1 + config_.num_register_tokens, x.device());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     enter(block_name(i));
-    const auto block = [this, i, attention = select(2 * i), ffn = select(2 * i + 1)](at::Tensor tokens) {
-      blocks_[i].apply(tokens, attention, ffn, fast_products_);
-      return tokens;
+    const bool last = i + 1 == blocks_.size();
+    const auto block = [this, i, attention = packing.attention(i, last),
+                        feed_forward = packing.feed_forward(i, last)](at::Tensor packed) {
+      blocks_[i].apply(packed, attention, feed_forward, fast_products_);
+      return packed;
     };
     x = checkpoint_activations_ && x.requires_grad()
-            ? recompute([block](const at::Tensor& tokens) { return block(tokens.clone()); }, x)
+            ? recompute([block](const at::Tensor& packed) { return block(packed.clone()); }, x)
             : block(std::move(x));
   }
 
   enter(kNorm);
+  if (packing.outputs().defined()) x = x.index_select(0, packing.outputs());
   x = at::layer_norm(x, {config_.embed_dim}, norm_weight_, norm_bias_, kNormEps);
   std::vector<VitOutput> outputs;
-  for (const Extent& e : extents)
-    outputs.push_back(split(x.narrow(0, e.begin, e.rows()).view({e.batch, e.tokens, config_.embed_dim})));
+  std::int64_t begin = 0;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Extent& e = packing.extents()[i];
+    if (inputs[i].patches.defined()) {
+      const std::int64_t patches = inputs[i].patches.size(0);
+      outputs.push_back({x.narrow(0, begin, e.batch), {}, x.narrow(0, begin + e.batch, patches)});
+      begin += e.batch + patches;
+    } else {
+      outputs.push_back(split(x.narrow(0, e.begin, e.rows()).view({e.batch, e.tokens, config_.embed_dim})));
+    }
+  }
   return outputs;
 }
 
@@ -296,12 +272,12 @@ std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& 
   enter(kEmbedding);
   at::Tensor x = embed(images, {});
   const std::int64_t batch = x.size(0), tokens = x.size(1), dim = config_.embed_dim;
-  const Selection all{{{batch, tokens, 0}}, {}};
+  const AttentionRows all{{{batch, tokens, 0}}, {}, {}, {}};
   x = x.flatten(0, 1).clone();
   std::vector<VitOutput> outputs;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     enter(block_name(i));
-    blocks_[i].apply(x, all, all, fast_products_);
+    blocks_[i].apply(x, all, {}, fast_products_);
     if (i == blocks_.size() - static_cast<std::size_t>(n)) enter(kNorm);
     if (i + static_cast<std::size_t>(n) >= blocks_.size())
       outputs.push_back(split(at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps).view({batch, tokens, dim})));

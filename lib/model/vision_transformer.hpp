@@ -32,8 +32,8 @@ std::vector<std::string> vit_presets();
 /// Tokens after the final norm.
 struct VitOutput {
   at::Tensor cls;        // [B, D]
-  at::Tensor registers;  // [B, R, D]
-  at::Tensor patches;    // [B, N, D]
+  at::Tensor registers;  // [B, R, D]; undefined where VitInput::patches is not
+  at::Tensor patches;    // [B, N, D], or [m, D]: those that VitInput::patches chose
 };
 
 /// One crop resolution of a packed forward.
@@ -41,8 +41,11 @@ struct VitInput {
   at::Tensor images;  // [B, C, H, W], H and W multiples of the patch size; moved to the weights' type and device
   at::Tensor masks;   // bool [B, N] or undefined
   /// Rows kept by stochastic depth, in order: block 0 attention, block 0 ffn, block 1 attention, ...; each i64 [k]
-  /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth). Empty: all rows.
+  /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth), in host memory. Empty: all rows.
   std::vector<at::Tensor> kept;
+  /// i64 [m] into [B * N], without repetition, in host memory: the patches that are wanted. The last block then works
+  /// on these and the class tokens only. Undefined: all.
+  at::Tensor patches;
 };
 
 /// A vision transformer. Parameter names equal the official state_dict's; tensors can be re-seated onto flat buffers

@@ -67,9 +67,8 @@ void require_matrix(const at::Tensor& tensor, const char* name) {
   }
 }
 
-/// Offers the rows of `slice`, which are the database rows from `first` on, to every query. `self` is the database row
-/// of query 0 that each query must ignore, shifted by its own number; negative: none is ignored.
-void scan(const at::Tensor& queries, const at::Tensor& slice, std::int64_t first, std::int64_t self, std::size_t k,
+/// Offers the rows of `slice`, which are the database rows from `first` on, to every query.
+void scan(const at::Tensor& queries, const at::Tensor& slice, std::int64_t first, std::size_t k,
           std::vector<Best>& best, const std::function<void()>& after_block) {
   for (std::int64_t d = 0; d < slice.size(0); d += kDatabaseBlock) {
     const at::Tensor columns = slice.narrow(0, d, std::min(kDatabaseBlock, slice.size(0) - d)).t();
@@ -80,14 +79,12 @@ void scan(const at::Tensor& queries, const at::Tensor& slice, std::int64_t first
       at::parallel_for(0, block.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
           Best& mine = best[static_cast<std::size_t>(q + row)];
-          const std::int64_t ignored = self < 0 ? -1 : self + q + row;
           const float* similarity = values + row * width;
           for (std::int64_t from = 0; from < width; from += kStride) {
             const std::int64_t to = std::min(from + kStride, width);
             if (!any_reaches(similarity + from, similarity + to, mine.bar())) continue;
             for (std::int64_t column = from; column < to; ++column) {
-              const std::int64_t index = first + d + column;
-              if (similarity[column] >= mine.bar() && index != ignored) mine.offer({similarity[column], index}, k);
+              if (similarity[column] >= mine.bar()) mine.offer({similarity[column], first + d + column}, k);
             }
           }
         }
@@ -100,18 +97,14 @@ void scan(const at::Tensor& queries, const at::Tensor& slice, std::int64_t first
 }  // namespace
 
 Neighbours exact_top_k(comm::Communicator& group, const at::Tensor& queries, const at::Tensor& database, std::int64_t k,
-                       bool exclude_self, const std::function<void()>& after_block) {
+                       const std::function<void()>& after_block) {
   require_matrix(queries, "queries");
   require_matrix(database, "database");
   if (queries.size(1) != database.size(1) || k < 1) throw std::logic_error("exact_top_k: widths differ, or k < 1");
-  if (exclude_self && queries.size(0) != database.size(0)) {
-    throw std::logic_error("exact_top_k: with exclude_self the queries are the database");
-  }
   const std::vector<std::int64_t> counts = group.gather_all(database.size(0));
   std::vector<std::int64_t> firsts(counts.size());
   for (std::size_t r = 1; r < counts.size(); ++r) firsts[r] = firsts[r - 1] + counts[r - 1];
   const std::int64_t total = firsts.back() + counts.back();
-  const std::int64_t self = exclude_self ? firsts[static_cast<std::size_t>(group.rank())] : -1;
 
   const auto kept = static_cast<std::size_t>(std::max<std::int64_t>(1, std::min(k, total)));
   std::vector<Best> best(static_cast<std::size_t>(queries.size(0)));
@@ -119,7 +112,7 @@ Neighbours exact_top_k(comm::Communicator& group, const at::Tensor& queries, con
   at::Tensor here = database.contiguous();
   for (int shift = 0; shift < group.size(); ++shift) {
     const auto owner = static_cast<std::size_t>((group.rank() - shift + group.size()) % group.size());
-    scan(rows, here, firsts[owner], self, kept, best, after_block);
+    scan(rows, here, firsts[owner], kept, best, after_block);
     if (shift + 1 == group.size()) break;
     const std::size_t next = (owner + counts.size() - 1) % counts.size();
     at::Tensor incoming = at::empty({counts[next], database.size(1)}, database.options());

@@ -26,14 +26,46 @@ double effective_rank(const at::Tensor& features) {
 }
 
 /// Each masked patch weighs one over the masked patches of its image, and all `crops` count, masked or not (facts 2.3).
-at::Tensor masked_weights(const at::Tensor& masks, std::int64_t crops) {
-  const at::Tensor per_crop = masks.sum(1, true).clamp_min(1).to(at::kFloat).reciprocal();
-  return per_crop.expand_as(masks).masked_select(masks) / static_cast<double>(crops);
+/// `masked`: i64 into [2n * N].
+at::Tensor masked_weights(const at::Tensor& masks, const at::Tensor& masked, std::int64_t crops) {
+  const at::Tensor per_crop = masks.sum(1).clamp_min(1).to(at::kFloat).mul_(static_cast<double>(crops)).reciprocal_();
+  return per_crop.index_select(0, masked.floor_divide(masks.size(1)));
 }
 
-/// One below the other; a single part is not copied, and the parts do not outlive the whole.
-at::Tensor joined(std::vector<at::Tensor> parts) {
-  return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
+/// The iBOT centre moves to the mean over groups of each group's mean, whatever the numbers of masked patches (facts
+/// 2.4).
+struct GroupMeans {
+  at::Tensor sum;     // f32 [K], of the groups that have masked patches
+  double groups = 0;  // their number
+};
+
+/// `logits` [masked patches, K], in the order of `masked`: for each micro-batch i64 into its [2n * N].
+GroupMeans group_means(const StepInput& input, const std::vector<at::Tensor>& masked, const at::Tensor& logits) {
+  GroupMeans means{at::zeros({logits.size(1)}, logits.options().dtype(at::kFloat))};
+  std::int64_t begin = 0;
+  for (std::size_t i = 0; i < input.batches.size(); ++i) {
+    const std::int64_t crops = input.batches[i].masks.size(0), images = crops / 2,
+                       patches = input.batches[i].masks.size(1);
+    // Where the rows of each crop begin: they are in the order of the crops.
+    const at::Tensor first = at::searchsorted(masked[i], at::arange(0, (crops + 1) * patches, patches, at::kLong));
+    const std::int64_t* row = first.const_data_ptr<std::int64_t>();
+    for (std::int64_t image = 0; image < images; image += input.group) {
+      at::Tensor sum;  // of the group's first crops, then of its second ones
+      std::int64_t count = 0;
+      for (const std::int64_t crop : {image, images + image}) {
+        const std::int64_t rows = row[crop + input.group] - row[crop];
+        if (rows == 0) continue;
+        const at::Tensor part = logits.narrow(0, begin + row[crop], rows).sum(0, false, at::kFloat);
+        sum = sum.defined() ? sum.add_(part) : part;
+        count += rows;
+      }
+      if (count == 0) continue;
+      means.sum.add_(sum, 1.0 / static_cast<double>(count));
+      means.groups += 1;
+    }
+    begin += masked[i].size(0);
+  }
+  return means;
 }
 
 /// Adds the time since it was made, or since the last lap, to a section.
@@ -60,7 +92,7 @@ struct Trainer::TeacherTargets {
   loss::Targets dino;              // rows [2n] of each micro-batch, crop-major
   loss::Targets ibot;              // rows [masked patches]
   at::Tensor cls;                  // [2n, D], all
-  std::vector<at::Tensor> masked;  // of each micro-batch: i64 [masked patches] into its [2n * N]
+  std::vector<at::Tensor> masked;  // of each micro-batch: i64 [masked patches] into its [2n * N], in host memory
   std::int64_t images = 0;
   // Rows that the student passes have used up.
   std::int64_t dino_used = 0, ibot_used = 0;
@@ -98,29 +130,41 @@ at::Tensor Trainer::on_device(const at::Tensor& host) const {
 Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   const at::NoGradGuard no_grad;
   const double temperature = input.schedule.teacher_temperature;
-  std::vector<at::Tensor> cls, dino, ibot, ibot_group;  // a micro-batch each
-  const auto logits = [](const model::ProjectionHead& head, const at::Tensor& tokens) {
-    const at::Tensor embedding = head.embed(tokens);
-    return at::mm(embedding, head.prototypes(embedding.scalar_type()).t());
-  };
   TeacherTargets targets;
+  std::int64_t masked_patches = 0;
   for (const MicroBatch& batch : input.batches) {
-    const at::Tensor on_host = batch.masks.flatten().nonzero().flatten();
-    const at::Tensor& masked = targets.masked.emplace_back(on_device(on_host));
-    const model::VitOutput output = teacher_.backbone().forward(batch.global_crops);
-    units_.wait_for_teacher();
-    cls.push_back(output.cls);
-    dino.push_back(logits(teacher_.dino_head(), output.cls));
-    ibot.push_back(logits(teacher_.ibot_head(), output.patches.flatten(0, 1).index_select(0, masked)));
-    // The group of each masked patch, counted over the micro-batches.
-    const std::int64_t images = batch.masks.size(0) / 2;
-    const at::Tensor of_crop =
-        at::arange(targets.images, targets.images + images, at::kLong).floor_divide(input.group).repeat({2});
-    ibot_group.push_back(of_crop.index_select(0, on_host.floor_divide(batch.masks.size(1))));
-    targets.images += images;
+    targets.images += batch.masks.size(0) / 2;
+    // Without weight, iBOT compares nothing.
+    targets.masked.push_back(objective_.ibot_weight != 0 ? batch.masks.flatten().nonzero().flatten()
+                                                         : at::empty({0}, at::kLong));
+    masked_patches += targets.masked.back().size(0);
   }
-  targets.cls = joined(std::move(cls));
-  const at::Tensor dino_logits = joined(std::move(dino)), ibot_logits = joined(std::move(ibot));
+  std::vector<at::Tensor> cls;          // a micro-batch each
+  at::Tensor dino_logits, ibot_logits;  // of all, one micro-batch below the other
+  at::Tensor dino_prototypes, ibot_prototypes;
+  std::int64_t dino_rows = 0, ibot_rows = 0;
+  for (std::size_t i = 0; i < input.batches.size(); ++i) {
+    const model::VitOutput output =
+        teacher_.backbone().forward_packed({{input.batches[i].global_crops, {}, {}, targets.masked[i]}}).front();
+    if (i == 0) {
+      units_.wait_for_teacher();
+      dino_prototypes = teacher_.dino_head().prototypes(output.cls.scalar_type());
+      ibot_prototypes =
+          teacher_.separate_ibot_head() ? teacher_.ibot_head().prototypes(output.cls.scalar_type()) : dino_prototypes;
+      dino_logits = at::empty({2 * targets.images, dino_prototypes.size(0)}, output.cls.options());
+      ibot_logits = at::empty({masked_patches, ibot_prototypes.size(0)}, output.cls.options());
+    }
+    const auto score = [](const model::ProjectionHead& head, const at::Tensor& tokens, const at::Tensor& prototypes,
+                          at::Tensor& logits, std::int64_t& rows) {
+      at::Tensor part = logits.narrow(0, rows, tokens.size(0));
+      at::mm_out(part, head.embed(tokens), prototypes.t());
+      rows += tokens.size(0);
+    };
+    score(teacher_.dino_head(), output.cls, dino_prototypes, dino_logits, dino_rows);
+    score(teacher_.ibot_head(), output.patches, ibot_prototypes, ibot_logits, ibot_rows);
+    cls.push_back(output.cls);
+  }
+  targets.cls = cls.size() == 1 ? cls.front() : at::cat(cls);
   if (objective_.centering == Centering::sinkhorn_knopp) {
     targets.dino = loss::sinkhorn_knopp(data_, dino_logits, temperature);
     targets.ibot = loss::sinkhorn_knopp(data_, ibot_logits, temperature);
@@ -129,14 +173,8 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
   targets.dino = loss::centre(dino_logits, state_.dino.value(), temperature);
   targets.ibot = loss::centre(ibot_logits, state_.ibot.value(), temperature);
   state_.dino.update(data_, dino_logits.sum(0, false, at::kFloat), static_cast<double>(dino_logits.size(0)));
-  // The iBOT centre is the mean over groups of each group's mean, whatever the numbers of masked patches (facts 2.4).
-  const std::int64_t groups = targets.images / input.group;
-  const at::Tensor group_of_row = at::cat(ibot_group);
-  const at::Tensor counts = at::bincount(group_of_row, {}, groups).to(at::kFloat);
-  const at::Tensor means = at::zeros({groups, ibot_logits.size(1)}, ibot_logits.options().dtype(at::kFloat))
-                               .index_add_(0, on_device(group_of_row), ibot_logits.to(at::kFloat))
-                               .div_(on_device(counts.clamp_min(1).unsqueeze(1)));
-  state_.ibot.update(data_, means.sum(0), static_cast<double>((counts > 0).sum().item<std::int64_t>()));
+  const GroupMeans ibot = group_means(input, targets.masked, ibot_logits);
+  state_.ibot.update(data_, ibot.sum, ibot.groups);
   return targets;
 }
 
@@ -146,13 +184,13 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
   const std::int64_t locals = batch.local_crops.defined() ? batch.local_crops.size(0) / images : 0;
 
   std::vector<model::VitInput> crops{
-      {batch.global_crops, objective_.mask_input ? on_device(batch.masks) : at::Tensor(), batch.kept_global}};
-  if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local});
+      {batch.global_crops, objective_.mask_input ? on_device(batch.masks) : at::Tensor(), batch.kept_global, masked}};
+  if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local, at::empty({0}, at::kLong)});
   const std::vector<model::VitOutput> student = student_.backbone().forward_packed(crops);
   units_.wait_for_student();
   const at::Tensor& global_cls = student[0].cls;  // [2n, D]
   const at::Tensor cls = locals > 0 ? at::cat({student[1].cls, global_cls}) : global_cls;
-  const at::Tensor patches = student[0].patches.flatten(0, 1).index_select(0, masked);
+  const at::Tensor& patches = student[0].patches;  // [masked, D]
 
   // DINO: every local crop against both teacher crops, every global crop against the other one; all pairs weigh the
   // same.
@@ -165,7 +203,8 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
                               at::full({images}, 1.0 / (terms * all_images), cls.options().dtype(at::kFloat)),
                               objective_.dino_weight};
   const loss::Comparison ibot{TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
-                              on_device(masked_weights(batch.masks, 2 * teacher.images)), objective_.ibot_weight};
+                              on_device(masked_weights(batch.masks, masked, 2 * teacher.images)),
+                              objective_.ibot_weight};
   // In one pass where class tokens and patches share a head.
   const auto compare = [&](const model::ProjectionHead& head, const at::Tensor& tokens,
                            const std::vector<loss::Comparison>& comparisons) {
@@ -213,6 +252,11 @@ StepResult Trainer::run(const StepInput& input) {
   for (std::size_t i = 0; i < input.batches.size(); ++i) {
     const Losses losses = student_losses(input.batches[i], teacher.masked[i], teacher, input.group);
     values = i == 0 ? losses.values : values + losses.values;
+    if (i + 1 == input.batches.size()) {
+      // The last gradients of scores are there: backward needs the memory of the logits.
+      teacher.ibot = {};
+      if (!input.statistics) teacher.dino = {};
+    }
     lap(seconds.forward);
     units_.begin_backward(i == 0, i + 1 == input.batches.size());
     // The mean over ranks divides here, once, before the sum.

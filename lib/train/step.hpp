@@ -52,7 +52,9 @@ struct StepSeconds {
 
 enum class StepVerdict : std::uint8_t {
   updated,     ///< all is finite
-  overflowed,  ///< float16 gradients were not finite: no update, the loss scale is halved
+  /// Float16 gradients were not finite: no update, the loss scale is halved. (The published code moves the EMA and the
+  /// centres all the same.)
+  overflowed,
   not_finite,  ///< a loss or gradient is not finite: no update, the state is as it was
 };
 

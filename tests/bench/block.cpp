@@ -32,8 +32,8 @@ int main() {
   const auto ours = [&] {
     at::Tensor x = images.clone();
     for (const Ffn& f : layers) {
-      const at::Tensor hidden = model::norm_linear(x, rows, f.norm_weight, f.norm_bias, f.in, f.in_bias, false);
-      x = model::add_linear(x, rows, model::Activation::gelu, hidden, f.out, f.out_bias, f.gamma, false);
+      const at::Tensor hidden = model::norm_linear(x, rows, f.norm_weight, f.norm_bias, f.in, {}, false);
+      x = model::add_linear(x, rows, model::Activation::gelu, hidden, f.in_bias, f.out, f.out_bias, f.gamma, false);
     }
     x.backward(grad);
   };

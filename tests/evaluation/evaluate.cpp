@@ -23,16 +23,16 @@ EvaluateConfig small_config() {
 TEST_CASE("a backbone is evaluated alike on one rank and on all, broken images left out") {
   const MemoryDataset train(40, 4, 1, /*broken=*/3), test(21, 4, 2);
   const auto backbone = model::new_backbone(testing::tiny_network(), 0);
-  std::int64_t rejected = 0;
+  std::int64_t alive = 0;
   std::vector<std::string> stages;
   Hooks hooks;
-  hooks.reject = [&](const std::string&, const std::string&) { ++rejected; };
+  hooks.alive = [&] { ++alive; };
   hooks.progress = [&](std::string_view stage, std::string_view, std::int64_t done, std::int64_t total) {
     CHECK(done <= total);
     if (done == total) stages.emplace_back(stage);
   };
   const EvaluateResult result = evaluate_backbone(world(), *backbone, train, test, small_config(), hooks);
-  CHECK(world().sum(rejected) == 1);
+  CHECK(alive >= (world().share(21).size() > 0 ? 3 : 1));  // search, votes, scores of the probe
   CHECK(stages == std::vector<std::string>{"features of the training set", "features of the test set", "linear probe"});
   CHECK(result.classes == 4);
   CHECK(result.train_images == 39);
@@ -56,6 +56,30 @@ TEST_CASE("pixels are a baseline for k-NN") {
   const EvaluateResult result = score(world(), extract_pixel_sets(world(), train, test, config), config);
   CHECK(result.knn.best().accuracy.top1 > 0.9);
   CHECK_FALSE(result.linear.has_value());
+}
+
+TEST_CASE("a rank without images takes part") {
+  const MemoryDataset train(3, 3, 1), test(3, 3, 2);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  EvaluateConfig config = small_config();
+  config.centre = true;
+  const EvaluateResult result = evaluate_backbone(world(), *backbone, train, test, config);
+  CHECK(result.train_images == 3);
+  CHECK(result.test_images == 3);
+  CHECK(result.linear->heads.size() == 52);
+}
+
+TEST_CASE("the probe leaves early on all ranks when one is asked to") {
+  const MemoryDataset train(8, 4, 1), test(8, 4, 2);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  std::int64_t iterations = 0;
+  Hooks hooks;
+  hooks.progress = [&](std::string_view stage, std::string_view, std::int64_t done, std::int64_t) {
+    if (stage == "linear probe") iterations = done;
+  };
+  hooks.stop = [&] { return world().rank() + 1 == world().size() && iterations == 7; };
+  CHECK_FALSE(evaluate_backbone(world(), *backbone, train, test, small_config(), hooks).linear->complete);
+  CHECK(iterations == 7);
 }
 
 TEST_CASE("what cannot be evaluated is refused on every rank") {

@@ -22,24 +22,23 @@ TEST_CASE("extracted features are those of every image alone, on any number of r
   const auto backbone = model::new_backbone(testing::tiny_network(), 0);
   std::vector<std::string> rejected;
   std::int64_t done = 0;
-  const auto features = features::extract(
-      world(), *backbone, dataset, kConfig,
-      [&](const std::string& key, const std::string& reason) {
-        rejected.push_back(key);
-        CHECK_FALSE(reason.empty());
-      },
-      [&](std::int64_t rows) { done = rows; });
+  features::Hooks hooks;
+  hooks.reject = [&](const std::string& key, const std::string& reason) {
+    rejected.push_back(key);
+    CHECK_FALSE(reason.empty());
+  };
+  hooks.progress = [&](std::int64_t rows) { done = rows; };
+  const comm::Range share = world().share(13);
+  const auto features = features::extract(*backbone, dataset, share, kConfig, hooks);
 
   const auto rows = static_cast<std::int64_t>(features.labels.size());
-  CHECK(features.total == 13);
-  CHECK(world().sum(rows) == 13);
-  CHECK(world().exclusive_scan(rows) == features.first);
+  CHECK(rows == share.size());
   CHECK(done == rows);
   CHECK(world().sum(static_cast<std::int64_t>(rejected.size())) == 1);
   for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int64_t image = features.first + row;
+    const std::int64_t image = share.first + row;
     CHECK(features.labels[static_cast<std::size_t>(row)] == image % 3);
-    CHECK(features.valid[static_cast<std::size_t>(row)] == (image != kBroken));
+    CHECK(features.area[static_cast<std::size_t>(row)] == (image == kBroken ? 0 : 20 * 18));
     if (image == kBroken) {
       CHECK(rejected == std::vector{dataset.key(kBroken)});
       CHECK(features.cls[row].eq(0).all().item<bool>());
@@ -54,10 +53,21 @@ TEST_CASE("extracted features are those of every image alone, on any number of r
   }
 }
 
+TEST_CASE("extraction leaves early when asked to") {
+  const testing::MemoryDataset dataset(13, 3, 1);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  std::int64_t done = 0;
+  features::Hooks hooks;
+  hooks.progress = [&](std::int64_t rows) { done = rows; };
+  hooks.stop = [&] { return done >= 8; };
+  CHECK_FALSE(features::extract(*backbone, dataset, {0, 13}, kConfig, hooks).complete);
+  CHECK(done == 8);
+}
+
 TEST_CASE("a rank without images has features of no rows") {
   const testing::MemoryDataset dataset(1, 1, 1);
   const auto backbone = model::new_backbone(testing::tiny_network(), 0);
-  const auto features = features::extract(world(), *backbone, dataset, kConfig, {});
+  const auto features = features::extract(*backbone, dataset, world().share(1), kConfig);
   CHECK(features.cls.size(1) == 2);
   CHECK(features.cls.size(2) == 32);
   CHECK(world().sum(features.cls.size(0)) == 1);
@@ -65,10 +75,11 @@ TEST_CASE("a rank without images has features of no rows") {
 
 TEST_CASE("pixel features are the flattened view") {
   const testing::MemoryDataset dataset(5, 2, 1, /*broken=*/0);
-  const auto features = features::extract_pixels(world(), dataset, kConfig, {});
+  const comm::Range share = world().share(5);
+  const auto features = features::extract_pixels(dataset, share, kConfig);
   CHECK_FALSE(features.patch_mean.defined());
   for (std::int64_t row = 0; row < features.cls.size(0); ++row) {
-    const std::int64_t image = features.first + row;
+    const std::int64_t image = share.first + row;
     const at::Tensor expected =
         image == 0 ? at::zeros({1, 768}) : data::evaluation_view(dataset.get(image), {}, 16, 16).view({1, 768});
     CHECK(features.cls[row].equal(expected));
@@ -82,14 +93,15 @@ TEST_CASE("features are of images of the network's channels") {
   model::VitConfig grey = testing::tiny_network();
   grey.in_channels = 1;
   const auto backbone = model::new_backbone(grey, 0);
-  const auto features = features::extract(world(), *backbone, dataset, config, {});
-  const auto pixels = features::extract_pixels(world(), dataset, config, {});
+  const comm::Range share = world().share(4);
+  const auto features = features::extract(*backbone, dataset, share, config);
+  const auto pixels = features::extract_pixels(dataset, share, config);
   for (std::int64_t row = 0; row < features.cls.size(0); ++row) {
-    const at::Tensor view = data::evaluation_view(dataset.get(features.first + row), config.pixels, 16, 16);
+    const at::Tensor view = data::evaluation_view(dataset.get(share.first + row), config.pixels, 16, 16);
     CHECK(pixels.cls[row].equal(view.view({1, 256})));
     CHECK(at::allclose(features.cls[row][1], backbone->forward(view.unsqueeze(0)).cls[0], 1e-4, 1e-5));
   }
-  CHECK_THROWS_WITH_AS(features::extract(world(), *backbone, dataset, kConfig, {}),
+  CHECK_THROWS_WITH_AS(features::extract(*backbone, dataset, {0, 4}, kConfig),
                        doctest::Contains("Images have 3 channels, but the network reads 1"), core::UsageError);
 }
 

@@ -3,6 +3,7 @@ import glob  # noqa: F401 (for those who import all of this)
 import json
 import os
 import struct
+import xml.etree.ElementTree  # noqa: F401
 
 import h5py
 

@@ -135,26 +135,32 @@ TEST_CASE("layer norm's gradients equal finite differences, and sums over many r
 }
 
 TEST_CASE("GELU and its gradient, in place too") {
-  for (const std::int64_t n : {1, 31, 20'003}) {
-    const Floats x(n, 3), grad(n);
+  for (const std::int64_t dim : kDims) {
+    const std::int64_t rows = 13, n = rows * dim;
+    const Floats x(n, 3), bias(dim), grad(n);
     Floats output = x, grad_x = grad;
     std::vector<double> y, dx;
     for (std::int64_t i = 0; i < n; ++i) {
-      const double z = x[i], cdf = 0.5 * std::erfc(-z * std::sqrt(0.5));
+      const double z = x[i] + bias[i % dim], cdf = 0.5 * std::erfc(-z * std::sqrt(0.5));
       y.push_back(z * cdf);
       dx.push_back(grad[i] * (cdf + z * std::exp(-0.5 * z * z) / std::sqrt(2 * M_PI)));
     }
-    kernels::run({}, kernels::Gelu{.n = n, .x = output.data(), .output = output.data()});
+    kernels::run(
+        {}, kernels::Gelu{.rows = rows, .dim = dim, .x = output.data(), .bias = bias.data(), .output = output.data()});
     CHECK(relative_error(output, y, 1) < 4e-7);
-    kernels::run({},
-                 kernels::GeluBackward{.n = n, .x = x.data(), .grad_output = grad_x.data(), .grad_x = grad_x.data()});
+    kernels::run({}, kernels::GeluBackward{.rows = rows,
+                                           .dim = dim,
+                                           .x = x.data(),
+                                           .bias = bias.data(),
+                                           .grad_output = grad_x.data(),
+                                           .grad_x = grad_x.data()});
     CHECK(relative_error(grad_x, dx, 1) < 6e-7);
   }
   Floats extreme(4, 0);
   extreme[0] = -1e30F;
   extreme[1] = 1e30F;
   extreme[2] = -50;
-  kernels::run({}, kernels::Gelu{.n = 4, .x = extreme.data(), .output = extreme.data()});
+  kernels::run({}, kernels::Gelu{.rows = 1, .dim = 4, .x = extreme.data(), .output = extreme.data()});
   CHECK(extreme[0] == 0);
   CHECK(extreme[1] == 1e30F);
   CHECK(extreme[2] == 0);
@@ -163,23 +169,27 @@ TEST_CASE("GELU and its gradient, in place too") {
 TEST_CASE("SwiGLU and its gradient") {
   for (const std::int64_t hidden : {1, 17, 1024}) {
     const std::int64_t rows = 3;
-    const Floats x(rows * 2 * hidden, 3), grad(rows * hidden);
+    const Floats x(rows * 2 * hidden, 3), bias(2 * hidden), grad(rows * hidden);
     Floats output(rows * hidden), grad_x = x;
     std::vector<double> y, dx(static_cast<std::size_t>(x.size()));
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t k = 0; k < hidden; ++k) {
         const std::int64_t gate = i * 2 * hidden + k;
-        const double a = x[gate], b = x[gate + hidden], s = 1 / (1 + std::exp(-a)), g = grad[i * hidden + k];
+        const double a = x[gate] + bias[k], b = x[gate + hidden] + bias[k + hidden], s = 1 / (1 + std::exp(-a)),
+                     g = grad[i * hidden + k];
         y.push_back(a * s * b);
         dx[static_cast<std::size_t>(gate)] = g * b * (s + a * s * (1 - s));
         dx[static_cast<std::size_t>(gate + hidden)] = g * a * s;
       }
-    kernels::run({}, kernels::SwiGlu{.rows = rows, .hidden = hidden, .x = x.data(), .output = output.data()});
+    kernels::run({}, kernels::SwiGlu{
+                         .rows = rows, .hidden = hidden, .x = x.data(), .bias = bias.data(), .output = output.data()});
     CHECK(relative_error(output, y) < 1e-6);
-    kernels::run(
-        {},
-        kernels::SwiGluBackward{
-            .rows = rows, .hidden = hidden, .x = grad_x.data(), .grad_output = grad.data(), .grad_x = grad_x.data()});
+    kernels::run({}, kernels::SwiGluBackward{.rows = rows,
+                                             .hidden = hidden,
+                                             .x = grad_x.data(),
+                                             .bias = bias.data(),
+                                             .grad_output = grad.data(),
+                                             .grad_x = grad_x.data()});
     CHECK(relative_error(grad_x, dx) < 1e-6);
   }
 }
@@ -187,7 +197,7 @@ TEST_CASE("SwiGLU and its gradient") {
 TEST_CASE("residual additions touch the chosen rows only, and gathering is their transpose") {
   for (const std::int64_t dim : kDims) {
     const std::vector<std::int64_t> index{4, 0, 2};
-    const Floats branch(3 * dim), gamma(dim), scale(3), before(5 * dim);
+    const Floats branch(3 * dim), gamma(dim), bias(dim), scale(3), before(5 * dim);
     for (const bool chosen : {false, true}) {
       Floats x = before, gathered(3 * dim);
       const kernels::ResidualAdd add{.rows = 3,
@@ -196,6 +206,7 @@ TEST_CASE("residual additions touch the chosen rows only, and gathering is their
                                      .index = chosen ? index.data() : nullptr,
                                      .scale = chosen ? scale.data() : nullptr,
                                      .gamma = chosen ? gamma.data() : nullptr,
+                                     .bias = chosen ? bias.data() : nullptr,
                                      .branch = branch.data()};
       kernels::run({}, add);
       std::vector<double> expected = doubles(before), rows;
@@ -203,7 +214,8 @@ TEST_CASE("residual additions touch the chosen rows only, and gathering is their
         for (std::int64_t k = 0; k < dim; ++k) {
           const std::int64_t to = (chosen ? index[static_cast<std::size_t>(i)] : i) * dim + k;
           const double s = chosen ? scale[i] : 1;
-          expected[static_cast<std::size_t>(to)] += s * (chosen ? gamma[k] : 1) * branch[i * dim + k];
+          expected[static_cast<std::size_t>(to)] +=
+              s * (chosen ? gamma[k] : 1) * (branch[i * dim + k] + (chosen ? bias[k] : 0));
           rows.push_back(s * before[to]);
         }
       CHECK(relative_error(x, expected) < 1e-6);

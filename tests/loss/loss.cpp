@@ -134,6 +134,23 @@ TEST_CASE("comparisons that share prototypes add up, each with its weight") {
   CHECK(difference(grad_student, student.grad()) < 1e-5);
   CHECK(difference(grad_weights, weights.grad()) < 1e-5);
 }
+TEST_CASE("a comparison without rows adds nothing") {
+  at::manual_seed(6);
+  const loss::Targets some = loss::centre(at::randn({4, 7}), at::zeros({7}), 0.07),
+                      none = loss::centre(at::empty({0, 7}), at::zeros({7}), 0.07);
+  const loss::Comparison first{some, at::ones({2, 2}), at::rand({2})}, second{none, at::ones({1, 1}), at::empty({0})};
+  const at::Tensor values = at::randn({4, 6}), weights = at::randn({7, 6});
+  const auto gradient = [&](const std::vector<loss::Comparison>& comparisons) {
+    const at::Tensor student = values.clone().requires_grad_(true);
+    loss::prototype_cross_entropy(student, weights, comparisons).total.backward();
+    return student.grad();
+  };
+  CHECK(at::equal(gradient({first, second}), gradient({first})));
+  const loss::CrossEntropy alone =
+      loss::prototype_cross_entropy(at::empty({0, 6}).requires_grad_(true), weights, {second});
+  CHECK(alone.total.item<double>() == 0);
+  alone.total.backward();
+}
 TEST_CASE("the teacher's logits may be kept in 16 bits") {
   for (const at::Device device : testing::devices())
     for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) check_cross_entropy(5, 5001, type, device);

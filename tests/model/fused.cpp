@@ -54,8 +54,11 @@ struct Branch {
 
   at::Tensor fused(const Tensors& in) const {
     const at::Tensor x = in[0].clone();
-    const at::Tensor hidden = model::norm_linear(x, rows, in[1], in[2], in[3], in[4], false);
-    return model::add_linear(x, rows, activation, hidden, in[5], in[6], layer_scale ? in[7] : at::Tensor(), false);
+    // The first bias goes with either half; without an activation only the first half takes it.
+    const bool with_activation = activation != model::Activation::none;
+    const at::Tensor none, first = with_activation ? none : in[4], second = with_activation ? in[4] : none;
+    const at::Tensor hidden = model::norm_linear(x, rows, in[1], in[2], in[3], first, false);
+    return model::add_linear(x, rows, activation, hidden, second, in[5], in[6], layer_scale ? in[7] : none, false);
   }
 
   /// The output and the gradients of all inputs, of numbers rounded to `type`.

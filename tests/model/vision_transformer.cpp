@@ -58,14 +58,58 @@ TEST_CASE("a packed forward equals separate ones, and keeping all rows equals no
   at::manual_seed(0);
   const at::Tensor large = at::randn({3, 3, 16, 16}), small = at::randn({5, 3, 8, 8});
   const at::Tensor masks = at::rand({3, 16}) < 0.4;
-  const auto packed = backbone->forward_packed({{large, masks, {}}, {small, {}, {}}});
+  const auto packed = backbone->forward_packed({{large, masks, {}, {}}, {small, {}, {}, {}}});
   CHECK(difference(packed[0].patches, backbone->forward(large, masks).patches) < 1e-5);
   CHECK(difference(packed[1].cls, backbone->forward(small).cls) < 1e-5);
 
   const std::vector<at::Tensor> all_large(4, at::arange(3)), all_small(4, at::arange(5).flip(0));
-  const auto kept = backbone->forward_packed({{large, masks, all_large}, {small, {}, all_small}});
+  const auto kept = backbone->forward_packed({{large, masks, all_large, {}}, {small, {}, all_small, {}}});
   CHECK(difference(packed[0].cls, kept[0].cls) < 1e-5);
   CHECK(difference(packed[1].patches, kept[1].patches) < 1e-5);
+}
+
+TEST_CASE("chosen patches are those of the whole output, with the same gradients") {
+  for (const bool depth : {false, true})
+    for (const bool checkpoint : {false, true}) {
+      at::manual_seed(0);
+      const at::Tensor large = at::randn({3, 3, 16, 16}), small = at::randn({5, 3, 8, 8});
+      const at::Tensor masks = at::rand({3, 16}) < 0.4, chosen = at::tensor({1, 7, 30, 47}, at::kLong);
+      const at::Tensor weight = at::randn({3 + 4 + 5, 24});
+      const auto rows = [](const std::vector<std::int64_t>& list) { return at::tensor(list, at::kLong); };
+      std::vector<at::Tensor> kept_large, kept_small;
+      if (depth) {
+        kept_large = {rows({2, 0}), rows({1, 2}), rows({0, 1}), rows({2, 1})};
+        kept_small = {rows({4, 0, 3}), rows({1, 2, 4}), rows({0, 1, 2}), rows({2, 4, 0})};
+      }
+      std::vector<at::Tensor> outputs, gradients[2];
+      for (const bool all : {false, true}) {
+        const auto backbone = model::new_backbone(
+            [] {
+              model::VitConfig config = tiny();
+              config.num_register_tokens = 2;
+              return config;
+            }(),
+            1);
+        backbone->set_checkpoint_activations(checkpoint);
+        for (const model::Parameter& parameter : backbone->parameters()) parameter.tensor->requires_grad_(true);
+        const at::Tensor none = all ? at::Tensor() : at::empty({0}, at::kLong);
+        const auto result = backbone->forward_packed(
+            {{large, masks, kept_large, all ? at::Tensor() : chosen}, {small, {}, kept_small, none}});
+        const at::Tensor patches = all ? result[0].patches.flatten(0, 1).index_select(0, chosen) : result[0].patches;
+        CHECK(result[1].patches.size(0) == (all ? 5 : 0));
+        outputs.push_back(at::cat({result[0].cls, patches, result[1].cls}));
+        (outputs.back() * weight).sum().backward();
+        for (const model::Parameter& parameter : backbone->parameters())
+          gradients[all].push_back(parameter.tensor->grad());
+      }
+      CHECK(difference(outputs[0], outputs[1]) < 1e-5);
+      for (std::size_t i = 0; i < gradients[0].size(); ++i)
+        CHECK(difference(gradients[0][i], gradients[1][i]) <= 1e-5 * (1 + gradients[1][i].abs().max().item<double>()));
+    }
+  const auto backbone = model::new_backbone(tiny(), 1);
+  const at::Tensor image = at::randn({1, 3, 16, 16});
+  CHECK_THROWS_AS(backbone->forward_packed({{image, {}, {}, at::empty({0}, at::kLong)}, {image, {}, {}, {}}}),
+                  core::UsageError);
 }
 
 TEST_CASE("every forward announces its units, in order and once") {
@@ -90,8 +134,8 @@ TEST_CASE("stochastic depth works in 16 bits") {
   at::manual_seed(0);
   const std::vector<at::Tensor> kept(4, at::tensor({2, 0}, at::kLong));
   const at::Tensor images = at::randn({3, 3, 16, 16});
-  const at::Tensor exact = backbone->forward_packed({{images, {}, kept}})[0].patches;
-  const at::Tensor rounded = narrow->forward_packed({{images, {}, kept}})[0].patches;
+  const at::Tensor exact = backbone->forward_packed({{images, {}, kept, {}}})[0].patches;
+  const at::Tensor rounded = narrow->forward_packed({{images, {}, kept, {}}})[0].patches;
   CHECK((exact - rounded).norm().item<double>() < 0.03 * exact.norm().item<double>());
 }
 

@@ -20,15 +20,14 @@ at::Tensor small_integers(std::int64_t rows, std::int64_t width, std::int64_t se
 }
 
 /// A plain double loop over all pairs.
-void check_against_loop(const at::Tensor& queries, const at::Tensor& database, std::int64_t first_query, std::int64_t k,
-                        bool exclude_self, const search::Neighbours& found) {
+void check_against_loop(const at::Tensor& queries, const at::Tensor& database, std::int64_t k,
+                        const search::Neighbours& found) {
   const at::Tensor products = at::mm(queries.to(at::kDouble), database.to(at::kDouble).t()).to(at::kFloat);
   bool similarities_agree = true, indices_agree = true;
   for (std::int64_t q = 0; q < queries.size(0); ++q) {
     const float* row = products.const_data_ptr<float>() + q * database.size(0);
     std::vector<std::int64_t> order(static_cast<std::size_t>(database.size(0)));
     std::iota(order.begin(), order.end(), 0);
-    if (exclude_self) order.erase(order.begin() + first_query + q);
     std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return row[a] > row[b]; });
     for (std::int64_t j = 0; j < k; ++j) {
       const bool exists = j < static_cast<std::int64_t>(order.size());
@@ -52,8 +51,8 @@ TEST_CASE("exact_top_k equals a double loop, ties included") {
       CAPTURE(rows);
       CAPTURE(k);
       const at::Tensor queries = small_integers(17 + 3 * world().rank(), 6, 8);
-      check_against_loop(queries, database, 0, k, false, search::exact_top_k(world(), queries, mine, k));
-      check_against_loop(mine, database, first, k, true, search::exact_top_k(world(), mine, mine, k, true));
+      check_against_loop(queries, database, k, search::exact_top_k(world(), queries, mine, k));
+      check_against_loop(mine, database, k, search::exact_top_k(world(), mine, mine, k));
     }
   }
 }
@@ -63,12 +62,10 @@ TEST_CASE("exact_top_k of equal rows gives the lowest indices") {
   const at::Tensor database = at::ones({rows, 4});
   const auto [first, count] = testing::uneven_slice(rows);
   const auto found =
-      search::exact_top_k(world(), database.narrow(0, first, count), database.narrow(0, first, count), 9, true);
+      search::exact_top_k(world(), database.narrow(0, first, count), database.narrow(0, first, count), 9);
   bool right = true;
   for (std::int64_t q = 0; q < count; ++q) {
-    for (std::int64_t j = 0; j < 9; ++j) {
-      right &= found.index[q][j].item<std::int64_t>() == (first + q > j ? j : j + 1);
-    }
+    for (std::int64_t j = 0; j < 9; ++j) right &= found.index[q][j].item<std::int64_t>() == j;
   }
   CHECK(right);
 }

@@ -381,10 +381,10 @@ TEST_CASE("deep grey images and images of five channels are learned from, and de
           model::fingerprint(*model::load_backbone(run("run") / "checkpoints" / "0000000")));
     const features::ExtractConfig extract{
         .pixels = data::read_pixel_config(options), .resize = 16, .crop = 16, .average_patches = true};
-    const auto features =
-        features::extract(world, *backbone, *data::open_dataset(world, images, data::Labels::ignored), extract, {});
+    const auto dataset = data::open_dataset(world, images, data::Labels::ignored);
+    const auto features = features::extract(*backbone, *dataset, world.share(dataset->size()), extract);
     CHECK(features.patch_mean.isfinite().all().item<bool>());
-    CHECK(std::ranges::all_of(features.valid, [](bool valid) { return valid; }));
+    CHECK(std::ranges::all_of(features.area, [](std::int64_t area) { return area > 0; }));
 
     // Weights of other channels are refused, wherever they come from.
     const std::string refusal =
