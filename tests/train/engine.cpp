@@ -1,5 +1,6 @@
 // One iteration of the engine on synthetic crops: what must not depend on ranks, micro-batches or recomputation, and
 // what happens when numbers are not finite.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -8,6 +9,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #ifdef ALLOSAUR_HAVE_CUDA
 #include "comm/nccl_communicator.hpp"
@@ -182,11 +185,30 @@ TEST_CASE("iterations on a GPU are those on a CPU") {
 }
 #endif
 
-TEST_CASE("recomputing activations changes nothing") {
+/// The most bytes that tensors take at once on the CPU, beyond those there before.
+struct TensorMemory final : c10::MemoryReportingInfoBase {
+  void reportMemoryUsage(void* /*address*/, std::int64_t bytes, std::size_t /*allocated*/, std::size_t /*reserved*/,
+                         c10::Device /*device*/) override {
+    now += bytes;
+    peak = std::max(peak, now);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::int64_t now = 0, peak = 0;
+};
+
+TEST_CASE("recomputing activations changes nothing but the memory they take") {
   Engine plain(testing::world()), recomputing(testing::world(), {}, true);
+  const auto peak = [](Engine& engine) {
+    const train::StepInput input = engine.input();
+    const auto memory = std::make_shared<TensorMemory>();
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
+    engine.trainer->run(input);
+    return static_cast<double>(memory->peak);
+  };
   for (int i = 0; i < 2; ++i) {
-    plain.trainer->run(plain.input());
-    recomputing.trainer->run(recomputing.input());
+    const double kept = peak(plain), recomputed = peak(recomputing);
+    CHECK(recomputed > 0);
+    CHECK(recomputed < 0.8 * kept);
   }
   CHECK(at::equal(plain.weights(), recomputing.weights()));
 }
