@@ -98,13 +98,14 @@ class InspectJob final : public Job {
 
   Outcome run(Context& context) const override {
     comm::Communicator& world = context.world;
+    const data::PixelConfig pixels = comm::coordinate(world, [&] { return data::read_pixel_config(context.options); });
     const auto source = open_images(context, context.options.path("inspect.source"), data::Labels::where_known);
     if (context.dry_run) {
       context.log.info("{} images would be read and decoded by {} ranks.", source->size(), world.size());
       return Outcome::complete;
     }
     core::Progress progress(context.log, "inspect", source->size() / world.size(), "images a rank");
-    const data::Inspection found = data::inspect(world, *source, context.threads, [&](std::int64_t done) {
+    const data::Inspection found = data::inspect(world, *source, pixels, context.threads, [&](std::int64_t done) {
       context.watchdog.feed();
       progress.update(done);
     });

@@ -60,6 +60,19 @@ class Watchdog {
   /// devices report asynchronously (NcclCommunicator::throw_if_failed). An empty function ends it.
   void watch(std::function<void()> check);
 
+  /// While one lives, a rank that waits for others in a collective does not count as stalled: for set-up, where one
+  /// rank may work for long and the others have nothing to do. A rank that is stuck by itself still ends the job.
+  class WaitingAllowed {
+   public:
+    explicit WaitingAllowed(Watchdog& watchdog) noexcept;
+    ~WaitingAllowed();
+    WaitingAllowed(const WaitingAllowed&) = delete;
+    WaitingAllowed& operator=(const WaitingAllowed&) = delete;
+
+   private:
+    Watchdog& watchdog_;
+  };
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;

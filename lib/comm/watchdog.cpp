@@ -51,6 +51,7 @@ struct Watchdog::Impl {
       const auto slept = Clock::now() - std::exchange(awake, Clock::now());
       if (slept > kSuspended) feed();
       const bool waiting = world.waiting();
+      if (waiting && waiting_allowed > 0) feed();
       const auto age = Clock::now() - fed.load();
       const auto patience = limit + (waiting ? kAfterTheCulprit : std::chrono::milliseconds(0)) +
                             kAfterLowerRank * std::min(world.rank(), kLastTurn);
@@ -73,6 +74,7 @@ struct Watchdog::Impl {
   const Communicator& world;
   const std::chrono::seconds limit;
   std::atomic<Clock::time_point> fed = Clock::now();
+  std::atomic<int> waiting_allowed = 0;
   std::mutex mutex;
   std::condition_variable wake;
   std::function<void()> check;
@@ -92,6 +94,15 @@ void Watchdog::feed() noexcept {
 void Watchdog::watch(std::function<void()> check) {
   const std::lock_guard lock(impl_->mutex);
   impl_->check = std::move(check);
+}
+
+Watchdog::WaitingAllowed::WaitingAllowed(Watchdog& watchdog) noexcept : watchdog_(watchdog) {
+  ++watchdog_.impl_->waiting_allowed;
+}
+
+Watchdog::WaitingAllowed::~WaitingAllowed() {
+  watchdog_.feed();
+  --watchdog_.impl_->waiting_allowed;
 }
 
 }  // namespace allosaur::comm

@@ -173,7 +173,7 @@ std::span<const CropPlan> Augmenter::augment(std::span<const std::byte> bytes, s
                                              std::int64_t position, std::span<void* const> crops) {
   const io::ImageInfo info = io::probe_image(bytes);
   draw_crops(config_, info.width, info.height, seed, position, plans_);
-  const bool scalable = config_.dct_scaling && info.format == io::ImageFormat::jpeg && info.channels == 3;
+  const bool scalable = config_.dct_scaling && info.format == io::ImageFormat::jpeg && info.channels <= 3;
   const int denominator = scalable ? decode_denominator(config_, plans_) : 1;
   io::decode_image(bytes, decode_options(config_.pixels, denominator), image_);
   const auto reduced = [&](int side) { return (side + denominator - 1) / denominator; };

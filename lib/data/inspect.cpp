@@ -33,12 +33,12 @@ std::string name_of_kind(std::int64_t kind) {
                      bits == 8 ? "" : fmt::format(" of {} bit{}", bits, bits == 1 ? "" : "s"));
 }
 
-Found look_at(const Dataset& dataset, std::int64_t row, std::string& reason) {
+Found look_at(const Dataset& dataset, std::int64_t row, const io::DecodeOptions& options, std::string& reason) {
   try {
     const Sample sample = dataset.get(row);
     const io::ImageInfo info = io::probe_image(sample.bytes);
-    thread_local io::Image image;  // keeps its memory
-    io::decode_image(sample.bytes, {.channels = info.channels}, image);
+    thread_local io::Image image;  // keeps its memory while the thread lives
+    io::decode_image(sample.bytes, options, image);
     return {static_cast<std::int64_t>(core::hash_bytes(sample.bytes)), std::ssize(sample.bytes), info.width,
             info.height, kind_of(info)};
   } catch (const core::InputError& error) {
@@ -103,7 +103,7 @@ Inspection sum_up(const Dataset& dataset, const std::vector<Found>& found, std::
 
 }  // namespace
 
-Inspection inspect(comm::Communicator& group, const Dataset& dataset, int threads,
+Inspection inspect(comm::Communicator& group, const Dataset& dataset, const PixelConfig& pixels, int threads,
                    const std::function<void(std::int64_t)>& progress) {
   const comm::Range rows = group.share(dataset.size());
   std::vector<Found> mine(static_cast<std::size_t>(rows.size()));
@@ -113,7 +113,7 @@ Inspection inspect(comm::Communicator& group, const Dataset& dataset, int thread
       const std::int64_t end = std::min(begin + kBlock, rows.size());
       core::parallel_for(threads, end - begin, [&](std::int64_t i) {
         const auto at = static_cast<std::size_t>(begin + i);
-        mine[at] = look_at(dataset, rows.first + begin + i, reason[at]);
+        mine[at] = look_at(dataset, rows.first + begin + i, decode_options(pixels), reason[at]);
       });
       progress(end);
     }

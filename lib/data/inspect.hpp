@@ -8,6 +8,7 @@
 
 #include "comm/communicator.hpp"
 #include "data/dataset.hpp"
+#include "data/pixels.hpp"
 
 namespace allosaur::data {
 
@@ -30,10 +31,11 @@ struct Inspection {
   std::vector<Rejected> broken;  ///< in the order of the source, after its problems()
 };
 
-/// Collective. Reads and decodes every image, a contiguous range of them a rank, on `threads` threads. `progress(done)`
-/// is called after each block with this rank's count. The result is on rank 0, elsewhere empty. Cost a rank: reading
-/// and decoding its images, 48 bytes an image sent to rank 0, which keeps them until the end.
-Inspection inspect(comm::Communicator& group, const Dataset& dataset, int threads,
+/// Collective. Reads every image and decodes it to `pixels`, so that what training would reject is broken here too; a
+/// contiguous range of them a rank, on `threads` threads. `progress(done)` is called after each block with this rank's
+/// count. The result is on rank 0, elsewhere empty. Cost a rank: reading and decoding its images, 48 bytes an image
+/// sent to rank 0, which keeps them until the end.
+Inspection inspect(comm::Communicator& group, const Dataset& dataset, const PixelConfig& pixels, int threads,
                    const std::function<void(std::int64_t)>& progress);
 
 }  // namespace allosaur::data

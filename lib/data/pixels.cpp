@@ -12,7 +12,8 @@
 namespace allosaur::data {
 namespace {
 
-constexpr const char *kChannels = "data.channels", *kRange16 = "data.range16", *kMean = "data.mean", *kStd = "data.std";
+constexpr const char *kChannels = "data.channels", *kRange16 = "data.range16", *kMean = "data.mean", *kStd = "data.std",
+                     *kMaxPixels = "data.max_pixels";
 constexpr std::int64_t kMaxChannels = 64;
 // Of channels that nothing is known of: values in [0, 1] become [-2, 2].
 constexpr double kPlainMean = 0.5, kPlainDeviation = 0.25;
@@ -45,6 +46,11 @@ void declare_pixel_options(core::Options& options) {
               "mean of each channel, subtracted from values in [0, 1]; none: ImageNet's for 3 channels, else 0.5");
   options.add(kStd, std::vector<double>{},
               "deviation of each channel, divided by; none: ImageNet's for 3 channels, else 0.25");
+  options
+      .add(kMaxPixels, PixelConfig().max_pixels,
+           "images of more pixels, or of three times as many bytes, count as broken: what a thread that decodes may "
+           "take")
+      .within(1, static_cast<double>(io::kMaxPixels));
 }
 
 PixelConfig read_pixel_config(const core::Options& options) {
@@ -60,6 +66,7 @@ PixelConfig read_pixel_config(const core::Options& options) {
   }
   for (auto [key, values] : {std::pair{kMean, &pixels.mean}, {kStd, &pixels.deviation}})
     if (const auto& given = options.get<std::vector<double>>(key); !given.empty()) *values = given;
+  pixels.max_pixels = options.integer(kMaxPixels);
   check_pixels(pixels);
   return pixels;
 }
@@ -78,7 +85,10 @@ void check_pixels(const PixelConfig& pixels) {
 }
 
 io::DecodeOptions decode_options(const PixelConfig& pixels, int denominator) {
-  return {.channels = pixels.channels, .denominator = denominator, .range16 = pixels.range16};
+  return {.channels = pixels.channels,
+          .denominator = denominator,
+          .range16 = pixels.range16,
+          .max_pixels = pixels.max_pixels};
 }
 
 }  // namespace allosaur::data

@@ -1,5 +1,6 @@
 #pragma once
 #include <array>
+#include <cstdint>
 #include <vector>
 
 #include "core/options.hpp"
@@ -13,9 +14,10 @@ struct PixelConfig {
   std::array<int, 2> range16 = {0, 65535};  ///< see io::DecodeOptions
   /// One a channel, of values in [0, 1]: subtracted, divided by. ImageNet's.
   std::vector<double> mean = {0.485, 0.456, 0.406}, deviation = {0.229, 0.224, 0.225};
+  std::int64_t max_pixels = 178'956'970;  ///< see io::DecodeOptions; Pillow's limit
 };
 
-/// Declares `data.channels`, `data.range16`, `data.mean` and `data.std`.
+/// Declares `data.channels`, `data.range16`, `data.mean`, `data.std` and `data.max_pixels`.
 void declare_pixel_options(core::Options& options);
 
 /// Reads them. Without `data.mean` and `data.std`, 3 channels have ImageNet's, others 0.5 and 0.25 each. Throws

@@ -1,6 +1,7 @@
 #include "io/image.hpp"
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 #include <string_view>
 
@@ -57,21 +58,26 @@ Image decode_image(std::span<const std::byte> bytes, const DecodeOptions& option
 void decode_image(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into) {
   const auto [low, high] = options.range16;
   constexpr std::array kDenominators = {1, 2, 4, 8};
-  if (options.channels < 1 || low < 0 || low >= high || high > 65535 ||
+  if (options.channels < 1 || low < 0 || low >= high || high > 65535 || options.max_pixels > kMaxPixels ||
       std::find(kDenominators.begin(), kDenominators.end(), options.denominator) == kDenominators.end()) {
-    throw std::logic_error(fmt::format("decode_image: {} channels, 1/{} of the size, 16-bit samples from {} to {}",
-                                       options.channels, options.denominator, low, high));
+    throw std::logic_error(
+        fmt::format("decode_image: {} channels, 1/{} of the size, 16-bit samples from {} to {}, at most {} pixels",
+                    options.channels, options.denominator, low, high, options.max_pixels));
   }
-  codec_of(bytes).decode(bytes, options, into);
+  try {
+    codec_of(bytes).decode(bytes, options, into);
+  } catch (const std::bad_alloc&) {
+    throw core::InputError("There is not enough memory to decode the image.");
+  }
 }
 
 namespace codec {
 
-void check_size(std::int64_t width, std::int64_t height) {
+void check_size(std::int64_t width, std::int64_t height, std::int64_t max_pixels) {
   if (width < 1 || height < 1) throw core::InputError(fmt::format("The image has no pixels ({} x {}).", width, height));
-  if (width > kMaxPixels / height) {
+  if (width > max_pixels / height) {
     throw core::InputError(
-        fmt::format("The image is too large: {} x {}, at most {} pixels are decoded.", width, height, kMaxPixels));
+        fmt::format("The image is too large: {} x {}, at most {} pixels are decoded.", width, height, max_pixels));
   }
 }
 

@@ -24,6 +24,9 @@ struct ImageInfo {
   int bits = 8;      // of a sample, as stored
 };
 
+/// The most that can be asked for as DecodeOptions::max_pixels.
+inline constexpr std::int64_t kMaxPixels = 512LL * 1024 * 1024;
+
 struct DecodeOptions {
   /// 3: RGB (grey repeated, alpha dropped, CMYK converted). 1: grey (of colours, Pillow's luma). Any other number: the
   /// samples as stored, of which a pixel must have exactly as many (RGBA: 4).
@@ -34,11 +37,10 @@ struct DecodeOptions {
   /// 16-bit samples from `low` to `high` are spread linearly over 0..255, others clipped. The whole range keeps the
   /// high byte.
   std::array<int, 2> range16 = {0, 65535};
+  /// Guards against decompression bombs, and bounds the memory of who decodes: an image of more pixels (before it is
+  /// reduced), or of more than three times as many bytes, is refused before anything is allocated.
+  std::int64_t max_pixels = kMaxPixels;
 };
-
-/// Guards against decompression bombs; an image past it, or of more than three times as many bytes, is refused before
-/// anything is allocated.
-inline constexpr std::int64_t kMaxPixels = 512LL * 1024 * 1024;
 
 /// Format by content (never by extension), size and samples, from the header alone. Throws core::InputError with the
 /// reason.
@@ -52,10 +54,11 @@ ImageInfo probe_image(std::span<const std::byte> bytes);
 ///   copies beside it do not count); none, PackBits, LZW, deflate, JPEG or Zstandard compression;
 /// - BMP: not compressed, 1, 4, 8, 24 or 32 bits a pixel;
 /// - PNM: bitmap, grey and RGB, in digits or bytes; samples are scaled by their maximum.
-/// EXIF orientation is not applied (as the published pipeline). A truncated or damaged file, or one that has not the
-/// samples asked for, throws core::InputError with the reason.
+/// EXIF orientation is not applied (as the published pipeline). A truncated or damaged file, one that has not the
+/// samples asked for, or one that there is no memory for, throws core::InputError with the reason.
 Image decode_image(std::span<const std::byte> bytes, const DecodeOptions& options = {});
-/// The same into the memory of `into`, which is allocated anew only to grow. After an error its content is unspecified.
+/// The same into the memory of `into`, which is allocated anew to grow, and to give back what a much larger image took.
+/// After an error its content is unspecified.
 void decode_image(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into);
 
 /// One channel as stored, 8 or 16 bit (label and depth maps): PNG only.

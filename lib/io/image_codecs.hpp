@@ -42,8 +42,8 @@ void prepare(Image& into, const Layout& layout, const DecodeOptions& options);
 /// Turns the samples into the image asked for, in place.
 void finish(Image& into, const Layout& layout, const DecodeOptions& options);
 
-/// Throws core::InputError unless both sides are positive and their product is at most kMaxPixels.
-void check_size(std::int64_t width, std::int64_t height);
+/// Throws core::InputError unless both sides are positive and their product is at most `max_pixels`.
+void check_size(std::int64_t width, std::int64_t height, std::int64_t max_pixels = kMaxPixels);
 /// Throws core::InputError when a file of `size` bytes cannot hold the pixels its header claims, since its compression
 /// shrinks to one part in `best_ratio` at best: a header that lies takes no memory.
 void check_claim(std::int64_t width, std::int64_t height, std::int64_t bits_per_pixel, std::size_t size,

@@ -54,6 +54,7 @@ ImageInfo probe_jpeg(std::span<const std::byte> bytes) {
 void decode_jpeg(std::span<const std::byte> bytes, const DecodeOptions& options, Image& into) {
   const Handle handle = make_decompressor();
   const ImageInfo info = read_header(handle, bytes);
+  check_size(info.width, info.height, options.max_pixels);
   const tjscalingfactor scale{1, options.denominator};
   Layout layout{TJSCALED(info.width, scale), TJSCALED(info.height, scale), info.channels, 8, Colour::rgb};
   int format = TJPF_RGB;

@@ -11,6 +11,8 @@
 namespace allosaur::io::codec {
 namespace {
 
+constexpr std::size_t kKept = 64U << 20;  // bytes that a buffer may keep, however small the next images are
+
 using Rgb = std::array<std::uint8_t, 3>;
 using Grey = std::array<std::uint8_t, 1>;
 
@@ -86,7 +88,7 @@ void convert(Image& image, Colour colour, int wanted) {
 }  // namespace
 
 void prepare(Image& into, const Layout& layout, const DecodeOptions& options) {
-  check_size(layout.width, layout.height);
+  check_size(layout.width, layout.height, options.max_pixels);
   const bool convertible = layout.colour != Colour::unknown && (options.channels == 1 || options.channels == 3);
   if (options.channels != layout.channels && !convertible) {
     throw core::InputError(fmt::format("The image has {} samples a pixel{}, but {} channels are wanted.",
@@ -95,15 +97,16 @@ void prepare(Image& into, const Layout& layout, const DecodeOptions& options) {
   }
   const std::int64_t pixels = layout.width * layout.height;
   const std::int64_t bytes = pixels * layout.channels * (layout.bits / 8);
-  if (bytes > 3 * kMaxPixels) {
+  if (bytes > 3 * options.max_pixels) {
     throw core::InputError(
         fmt::format("The image is too large: {} x {} x {} samples of {} bits, at most {} bytes are "
                     "decoded.",
-                    layout.width, layout.height, layout.channels, layout.bits, 3 * kMaxPixels));
+                    layout.width, layout.height, layout.channels, layout.bits, 3 * options.max_pixels));
   }
   const auto needed = static_cast<std::size_t>(std::max(bytes, pixels * options.channels));
-  if (into.pixels.capacity() < needed) {
-    into.pixels.clear();  // nothing of the old image is worth copying
+  const std::size_t held = into.pixels.capacity();
+  if (held < needed || (held > kKept && needed < held / 4)) {
+    std::vector<std::uint8_t>().swap(into.pixels);  // nothing of the old image is worth copying
     into.pixels.reserve(needed);
   }
   into.pixels.resize(static_cast<std::size_t>(bytes));

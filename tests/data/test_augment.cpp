@@ -177,6 +177,38 @@ TEST_CASE("every colour is turned as Pillow turns it") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE("a crop is flipped, jittered, greyed, blurred and solarised in the published order") {
+  using data::ColorOp;
+  data::AugmentConfig config;
+  config.pixels.mean = {0, 0, 0};
+  config.pixels.deviation = {1, 1, 1};
+  const io::Image source = io::decode_image(testing::read_file(fixture("source")));
+  data::CropPlan plan;
+  plan.box = {7, 5, 37, 30};
+  plan.jitter = data::ColorJitter{{ColorOp::hue, ColorOp::contrast, ColorOp::brightness, ColorOp::saturation},
+                                  /*brightness=*/1.3,
+                                  /*contrast=*/0.7,
+                                  /*saturation=*/1.2,
+                                  /*hue=*/0.07};
+  plan.blur_sigma = 0.8;
+  const auto differing = [&](const char* name) {  // share of values; none by more than what blur may round otherwise
+    const data::Crop wanted = load(name);
+    const at::Tensor values = rendered(config, source, plan, 24).mul(255).round().to(at::kByte).contiguous();
+    data::Crop crop;
+    crop.resize(3, 24, 24);
+    std::copy_n(values.const_data_ptr<std::uint8_t>(), crop.values.size(), crop.values.begin());
+    const Distance d = distance(crop, wanted);
+    CHECK(d.largest <= 1);
+    return d.share;
+  };
+  plan.flip = plan.solarize = true;
+  CHECK(differing("order_colour") < 0.01);
+  plan.flip = plan.solarize = false;
+  plan.grayscale = true;
+  plan.jitter->order = {ColorOp::saturation, ColorOp::brightness, ColorOp::hue, ColorOp::contrast};
+  CHECK(differing("order_grey") < 0.01);
+}
+
 TEST_CASE("a crop sees nothing outside its box, as torchvision's") {
   const io::Image source = io::decode_image(testing::read_file(fixture("source")));
   const data::AugmentConfig config;

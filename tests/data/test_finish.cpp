@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "data/augment.hpp"
+#include "devices.hpp"
 #include "kernels/kernels.hpp"
 #include "testing.hpp"
 
@@ -14,16 +15,6 @@
 
 namespace allosaur {
 namespace {
-
-/// The processors at hand: always the host.
-std::vector<at::Device> devices() {
-  std::vector<at::Device> all{at::kCPU};
-  if (at::hasCUDA())
-    all.emplace_back(at::kCUDA);
-  else
-    MESSAGE("skipped on CUDA: no device, or a build without CUDA");
-  return all;
-}
 
 kernels::Type kernel_type(at::ScalarType type) {
   return type == at::kFloat ? kernels::Type::f32 : type == at::kHalf ? kernels::Type::f16 : kernels::Type::bf16;
@@ -84,7 +75,7 @@ data::AugmentConfig config_of(int channels, at::ScalarType type) {
 
 TEST_CASE("crops finished by the kernel are those that the augmenter finishes") {
   constexpr int kWidth = 61, kHeight = 47;
-  for (const at::Device& device : devices()) {
+  for (const at::Device& device : testing::devices()) {
     for (const int channels : {1, 3, 5}) {
       const io::Image image = noise(kWidth, kHeight, channels);
       for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
@@ -158,10 +149,10 @@ TEST_CASE("the kernel finishes crops that are no squares, and none at all") {
     data::solarize(crop, config.solarize_threshold);
     const at::Tensor wanted = at::empty({1, 3, height, width});
     data::Normalization(config).write(crop, wanted.data_ptr());
-    for (const at::Device& device : devices())
+    for (const at::Device& device : testing::devices())
       CHECK(finished(config, device, values, {data::recipe_of(config, plan)}).equal(wanted));
   }
-  for (const at::Device& device : devices())
+  for (const at::Device& device : testing::devices())
     CHECK(finished(config, device, at::empty({0, 3, 8, 8}, at::kByte), {}).numel() == 0);
 }
 

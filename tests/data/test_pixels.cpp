@@ -64,6 +64,8 @@ TEST_CASE("options of pixels") {
   CHECK(plain.range16 == io::DecodeOptions{}.range16);
   CHECK(plain.mean == data::PixelConfig{}.mean);
   CHECK(plain.deviation == data::PixelConfig{}.deviation);
+  CHECK(plain.max_pixels == data::PixelConfig{}.max_pixels);
+  CHECK(data::decode_options(read({"--data.max_pixels=99"})).max_pixels == 99);
   CHECK(read({"--data.std=1,2,3"}).deviation == std::vector<double>{1, 2, 3});
 
   const data::PixelConfig two = read({"--data.channels=2", "--data.range16=10,4095", "--data.mean=0.1,0.2"});

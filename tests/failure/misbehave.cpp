@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -19,7 +20,8 @@ using namespace allosaur;
 constexpr int kIterations = 1000, kBadIteration = 100;
 
 /// What the culprit does in the middle of the job. Returns true when it is to leave the job's body.
-bool misbehave(const std::string& what, comm::Communicator& world, std::array<double, 100>& data) {
+bool misbehave(const std::string& what, comm::Communicator& world, comm::Watchdog& watchdog,
+               std::array<double, 100>& data) {
   if (what == "throw") throw core::InputError("a picture is missing.");
   if (what == "throw-foreign") throw std::runtime_error("an assumption does not hold.");
   if (what == "throw-in-flight") {
@@ -31,7 +33,14 @@ bool misbehave(const std::string& what, comm::Communicator& world, std::array<do
   if (what == "exit-zero") std::_Exit(0);
   if (what == "kill") ::raise(SIGKILL);
   if (what == "stop") ::raise(SIGSTOP);
-  if (what == "stall") std::this_thread::sleep_for(std::chrono::hours(1));
+  if (what == "work-in-set-up") {
+    for (int i = 0; i < 48; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      watchdog.feed();
+    }
+    throw core::InputError("a picture is missing.");
+  }
+  if (what == "stall" || what == "stall-in-set-up") std::this_thread::sleep_for(std::chrono::hours(1));
   if (what == "other-collective") world.barrier();
   if (what == "two-signals") {
     ::raise(SIGUSR1);
@@ -44,6 +53,8 @@ int job(comm::Communicator& world, core::Log& log, const std::string& what, int 
   comm::Watchdog watchdog(log, world, std::chrono::seconds(2));
   const comm::StopSignal stop;
   std::array<double, 100> data{};
+  std::optional<comm::Watchdog::WaitingAllowed> waiting_allowed;
+  if (what.ends_with("in-set-up")) waiting_allowed.emplace(watchdog);
   for (int iteration = 0; iteration < kIterations; ++iteration) {
     watchdog.feed();
     const bool now = iteration == kBadIteration && world.rank() == culprit;
@@ -55,7 +66,7 @@ int job(comm::Communicator& world, core::Log& log, const std::string& what, int 
       comm::coordinate(world, [&] {
         if (iteration == kBadIteration) throw core::UsageError("unknown key optim.l.");
       });
-    } else if (now && misbehave(what, world, data)) {
+    } else if (now && misbehave(what, world, watchdog, data)) {
       return 0;
     }
     world.all_reduce(std::span(data), comm::ReduceOp::sum);

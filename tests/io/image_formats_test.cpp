@@ -4,6 +4,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "core/error.hpp"
 #include "image_fixtures.hpp"
 #include "testing.hpp"
 
@@ -271,7 +272,8 @@ TEST_CASE("options that make no sense are refused") {
                                            {.denominator = 0},
                                            {.range16 = {7, 7}},
                                            {.range16 = {-1, 7}},
-                                           {.range16 = {0, 65536}}}) {
+                                           {.range16 = {0, 65536}},
+                                           {.max_pixels = io::kMaxPixels + 1}}) {
     CHECK_THROWS_AS(io::decode_image(bytes_of(content), options), std::logic_error);
   }
 }
@@ -294,6 +296,21 @@ TEST_CASE("the memory of an image is used again") {
   for (const char* name : {"rgb.jpg", "grey.jpg", "cmyk.jpg", "grey.png", "palette.png", "lossless.webp"}) {
     for (const int denominator : {8, 1}) check(name, {.denominator = denominator});
   }
+}
+
+TEST_CASE("a limit of pixels counts before a JPEG is reduced, and large memory is given back") {
+  for (const char* name : {"rgb.jpg", "rgb.png", "lossy.webp", "jpeg.tif"}) {
+    CAPTURE(name);
+    const io::ImageInfo info = io::probe_image(bytes_of(fixture(name)));
+    const std::int64_t pixels = std::int64_t{info.width} * info.height;
+    CHECK_NOTHROW(decode(name, {.denominator = 8, .max_pixels = pixels}));
+    CHECK_THROWS_WITH_AS(decode(name, {.denominator = 8, .max_pixels = pixels - 1}), doctest::Contains("too large"),
+                         core::InputError);
+  }
+  io::Image image;
+  image.pixels.reserve(65U << 20);
+  io::decode_image(bytes_of(fixture("rgb.jpg")), {}, image);
+  CHECK(image.pixels.capacity() < 1U << 20);
 }
 
 TEST_CASE("what a format may have but is not read is refused in a sentence") {

@@ -4,6 +4,7 @@ of them. Needs pillow, libturbojpeg and cjpeg; run it only to add a fixture.
     python3 tests/io/make_fixtures.py tests/data/io
 """
 import ctypes
+import gzip
 import struct
 import subprocess
 import sys
@@ -110,6 +111,7 @@ ppm = f"P6 {small.width} {small.height} 255\n".encode() + small.tobytes()
 (out / "sampling1x4.jpg").write_bytes(subprocess.run(["cjpeg", "-sample", "1x4"], input=ppm, stdout=subprocess.PIPE,
                                                      check=True).stdout)
 small.save(out / "rgb.png")
+(out / "rgb.png.gz").write_bytes(gzip.compress((out / "rgb.png").read_bytes(), mtime=0))
 small.convert("L").save(out / "grey.png")
 small.convert("L").convert("1").save(out / "grey1.png")
 small.quantize(16).save(out / "palette.png", transparency=3)

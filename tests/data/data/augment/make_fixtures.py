@@ -43,4 +43,18 @@ for sigma in (0.3, 2.0):
 bicubic = InterpolationMode.BICUBIC
 save(F.resized_crop(source, top=5, left=7, height=30, width=37, size=[24, 24], interpolation=bicubic), "crop_24")
 save(F.resized_crop(source, top=11, left=20, height=9, width=11, size=[32, 32], interpolation=bicubic), "crop_32")
+# The order in which everything is done to a crop.
+crop = F.resized_crop(source, top=5, left=7, height=30, width=37, size=[24, 24], interpolation=bicubic)
+hue, contrast = (lambda i: F.adjust_hue(i, 0.07)), (lambda i: F.adjust_contrast(i, 0.7))
+brightness, saturation = (lambda i: F.adjust_brightness(i, 1.3)), (lambda i: F.adjust_saturation(i, 1.2))
+blur = lambda i: F.gaussian_blur(i, [9, 9], [0.8, 0.8])
+grey = lambda i: F.rgb_to_grayscale(i, num_output_channels=3)
+for name, operations in [
+    ("order_colour", (F.hflip, hue, contrast, brightness, saturation, blur, lambda i: F.solarize(i, 128))),
+    ("order_grey", (saturation, brightness, hue, contrast, grey, blur)),
+]:
+    result = crop
+    for operation in operations:
+        result = operation(result)
+    save(result, name)
 save(F.center_crop(F.resize(source, 27, interpolation=bicubic), [24, 24]), "view_27_24")
