@@ -92,14 +92,16 @@ std::int64_t tokens_of(const model::VitConfig& vit, const Resolution& r) {
   return 1 + vit.num_register_tokens + r.patches;
 }
 
-/// Adds one block's products over `rows` crops, computed `passes` times.
-void add_block(Plan::Work& work, const model::VitConfig& vit, const Resolution& r, double rows, double passes) {
+/// Adds one block's products over `rows` crops, computed `passes` times, in which `read` tokens of a crop are of use
+/// behind attention: all but in the last block.
+void add_block(Plan::Work& work, const model::VitConfig& vit, const Resolution& r, double rows, double passes,
+               double read) {
   const double dim = vit.embed_dim, hidden = vit.hidden_dim(), length = static_cast<double>(tokens_of(vit, r));
-  const double count = rows * length * passes;
+  const double count = rows * length * passes, count_read = rows * read * passes;
   work.qkv += count * 2 * dim * 3 * dim;
   work.attention += count * 4 * length * dim;  // queries with keys, probabilities with values
-  work.projection += count * 2 * dim * dim;
-  work.feed_forward += count * 2 * dim * hidden * (vit.swiglu ? 3 : 2);
+  work.projection += count_read * 2 * dim * dim;
+  work.feed_forward += count_read * 2 * dim * hidden * (vit.swiglu ? 3 : 2);
 }
 
 void add_head(Plan::Work& work, const model::HeadConfig& head, double rows, double passes) {
@@ -125,19 +127,25 @@ void add_work(Plan& plan, const TrainConfig& config, const NetworkConfig& teache
            vit.embed_dim;
   };
   const auto global_crops = static_cast<double>(all.front().crops);
+  const double compared = compared_patches(config).mean / static_cast<double>(config.group);
+  // Of the last block: class tokens, and in global crops the patches that iBOT compares.
+  const auto read = [&](const model::VitConfig& vit, const Resolution& r, int block) {
+    if (block + 1 < vit.depth) return static_cast<double>(tokens_of(vit, r));
+    return 1 + (&r == &all.front() ? compared / global_crops : 0);
+  };
   plan.teacher.patch_embedding = embedding(teacher.backbone, all.front());
   for (int i = 0; i < teacher.backbone.depth; ++i)
-    add_block(plan.teacher, teacher.backbone, all.front(), global_crops, 1);
+    add_block(plan.teacher, teacher.backbone, all.front(), global_crops, 1, read(teacher.backbone, all.front(), i));
   double class_tokens = 0;
   for (const Resolution& r : all) {
     const auto crops = static_cast<double>(r.crops);
     class_tokens += crops;
     plan.student.patch_embedding += 2 * embedding(student.backbone, r);  // pixels need no gradient
-    for (const double rate : config.drop_path_rates)
-      add_block(plan.student, student.backbone, r, crops * kept_share(r, config.group, rate),
-                kTrained + (student.checkpoint_activations ? 1 : 0));
+    for (int i = 0; i < student.backbone.depth; ++i)
+      add_block(plan.student, student.backbone, r,
+                crops * kept_share(r, config.group, config.drop_path_rates[static_cast<std::size_t>(i)]),
+                kTrained + (student.checkpoint_activations ? 1 : 0), read(student.backbone, r, i));
   }
-  const double compared = compared_patches(config).mean / static_cast<double>(config.group);
   add_head(plan.teacher, teacher.dino_head, global_crops, 1);
   add_head(plan.teacher, patch_head(teacher), compared, 1);
   add_head(plan.student, student.dino_head, class_tokens, kTrained);
