@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -16,6 +17,7 @@
 #include "core/files.hpp"
 #include "data/dataset.hpp"
 #include "data/pixels.hpp"
+#include "io/sharded_array.hpp"
 #include "jobs/device.hpp"
 #include "jobs/kept_features.hpp"
 #include "jobs/run_directory.hpp"
@@ -131,6 +133,33 @@ std::optional<Results> earlier_results(const fs::path& directory, const std::str
   Results results{.knn = read("knn.json"), .linear = with_linear ? read("linear.json") : json()};
   if (results.knn.is_null() || (with_linear && results.linear.is_null())) return {};
   return results;
+}
+
+/// Collective. Keeps where a probe stands at `index`: what is the same on all ranks is written by the first.
+void keep_probe(comm::Communicator& world, const fs::path& index, const std::string& identity,
+                const evaluation::ProbeState& state) {
+  io::ShardedWriter writer(world, index);
+  for (std::size_t i = 0; i < state.tensors.size(); ++i) {
+    const at::Tensor& values = state.tensors[i];
+    writer.write(fmt::format("{:05}", i), values.narrow(0, 0, world.rank() == 0 ? values.size(0) : 0).contiguous());
+  }
+  writer.set_attribute("identity", identity);
+  writer.set_attribute("iteration", state.iteration);
+  writer.publish();
+}
+
+/// Collective. What was kept for the same evaluation, or the start.
+evaluation::ProbeState find_probe(comm::Communicator& world, const fs::path& index, const std::string& identity) {
+  const std::string found = comm::on_root(
+      world, [&] { return fs::exists(index) ? io::ShardedReader(index).text_attribute("identity") : std::string(); });
+  if (found != identity) return {};
+  return comm::coordinate(world, [&] {
+    const io::ShardedReader reader(index);
+    evaluation::ProbeState state{.iteration = reader.integer_attribute("iteration"), .tensors = {}};
+    for (std::size_t i = 0; i < reader.names().size(); ++i)
+      state.tensors.push_back(reader.read(fmt::format("{:05}", i)));
+    return state;
+  });
 }
 
 class EvaluateJob final : public Job {
@@ -314,8 +343,15 @@ Outcome evaluate(Context& context) {
   hooks.progress = [&](auto... stage) { progress.update(stage...); };
   hooks.alive = [&] { context.watchdog.feed(); };
   hooks.stop = [&] { return context.stop.requested(); };
+  const fs::path probe_index = run.path() / "features" / "probe.h5";
+  evaluation::ProbeState probe = find_probe(world, probe_index, identity);
+  if (probe.iteration > 0) context.log.info("the probe goes on from iteration {}", probe.iteration);
+  hooks.probe = &probe;
   const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
-  if (result.linear && !result.linear->complete) return Outcome::preempted;
+  if (result.linear && !result.linear->complete) {
+    keep_probe(world, probe_index, identity, probe);
+    return Outcome::preempted;
+  }
 
   const json common{{"identity", identity},
                     {"weights", inputs.weights},

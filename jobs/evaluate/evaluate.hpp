@@ -19,7 +19,7 @@ void check_evaluate_options(const core::Options& options, int patch_size);
 /// Collective. Evaluates `evaluate.weights` on `evaluate.train` and `evaluate.test` with results in
 /// `output`/results/knn.json and linear.json, a line in metrics.jsonl and a table in the log. Where the same weights
 /// were evaluated in the same way on the same images before, only prints the table. Features are kept in
-/// `output`/features until the results are written; a run that was stopped goes on from them (the probe begins anew).
+/// `output`/features until the results are written, and the probe where it stands; a run that was stopped goes on.
 Outcome evaluate(Context& context);
 
 std::unique_ptr<Job> make_evaluate_job();

@@ -107,7 +107,7 @@ EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateC
                         .knn = knn(group, sets.train, sets.test, sets.classes, config.knn, hooks.alive),
                         .linear = {}};
   if (config.linear) {
-    ProbeHooks probe{.progress = {}, .stop = hooks.stop, .alive = hooks.alive};
+    ProbeHooks probe{.progress = {}, .stop = hooks.stop, .alive = hooks.alive, .state = hooks.probe};
     if (hooks.progress)
       probe.progress = [&](std::int64_t done) {
         hooks.progress("linear probe", "iterations", done, config.linear->iterations);

@@ -28,6 +28,7 @@ struct Hooks {
   std::function<void(std::string_view stage, std::string_view unit, std::int64_t done, std::int64_t total)> progress;
   std::function<void()> alive;  ///< now and then in between, to show that the rank is
   std::function<bool()> stop;   ///< whether the probe is to leave early
+  ProbeState* probe = nullptr;  ///< what the probe goes on from; where it stands when it leaves early
 };
 
 /// The frozen features of a training (bank) and a test set.

@@ -159,7 +159,14 @@ LinearResult linear_probe(comm::Communicator& group, const Frozen& train, const 
   const std::int64_t rows = train.labels.numel();
   const std::int64_t first = group.exclusive_scan(rows);
   SampleOrder order(group.sum(rows), first, rows, config.seed);
-  for (std::int64_t iteration = 0; iteration < config.iterations; ++iteration) {
+  std::vector<at::Tensor> tensors;
+  for (const Stack& stack : stacks) tensors.insert(tensors.end(), {stack.weights, stack.momentum});
+  std::int64_t iteration = 0;
+  if (hooks.state != nullptr && !hooks.state->tensors.empty()) {
+    iteration = hooks.state->iteration;
+    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].copy_(hooks.state->tensors.at(i));
+  }
+  for (; iteration < config.iterations; ++iteration) {
     const at::Tensor batch = order.rows_at(iteration * config.batch, config.batch);
     const at::Tensor labels = train.labels.index_select(0, batch);
     for (const Stack& stack : stacks) {
@@ -170,6 +177,7 @@ LinearResult linear_probe(comm::Communicator& group, const Frozen& train, const 
     group.all_reduce(gradients, comm::ReduceOp::sum);
     if (stopping > 0) {
       result.complete = false;
+      if (hooks.state != nullptr) *hooks.state = {iteration, tensors};
       return result;
     }
     const double done = static_cast<double>(iteration) / static_cast<double>(config.iterations);

@@ -23,11 +23,18 @@ struct LinearConfig {
   std::uint64_t seed = 0;
 };
 
+/// Where a probe stands that was stopped; it goes on from there on any number of ranks.
+struct ProbeState {
+  std::int64_t iteration = 0;       ///< how many are done
+  std::vector<at::Tensor> tensors;  ///< weights and momentum of the heads, the same on every rank; none: at the start
+};
+
 /// What the probe tells and asks on the way; any may be empty.
 struct ProbeHooks {
   std::function<void(std::int64_t iteration)> progress;  ///< after each iteration
   std::function<bool()> stop;   ///< whether to leave early: where one rank says so, all do after the same iteration
   std::function<void()> alive;  ///< now and then while the heads are scored
+  ProbeState* state = nullptr;  ///< what to go on from; where it stands when it leaves early
 };
 
 /// One classifier of the grid.

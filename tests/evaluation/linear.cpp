@@ -90,6 +90,29 @@ TEST_CASE("the probe gives the same on one rank and on all") {
   CHECK(expected.best().accuracy.top1 < 1);
 }
 
+TEST_CASE("a probe that was stopped goes on to the same heads") {
+  const Frozen train = testing::clouds(100, 4, 2, 6, 1.0, 1), test = testing::clouds(80, 4, 2, 6, 1.0, 2);
+  const auto probe = [&](const ProbeHooks& hooks) {
+    return linear_probe(world(), share(world(), train), share(world(), test), 4, quick(), hooks);
+  };
+  const LinearResult whole = probe({});
+  std::int64_t done = 0, first = -1;
+  ProbeState state;
+  ProbeHooks hooks{.progress = [&](std::int64_t iteration) { done = iteration; },
+                   .stop = [&] { return done == 23; },
+                   .alive = {},
+                   .state = &state};
+  CHECK_FALSE(probe(hooks).complete);
+  CHECK(state.iteration == 23);
+  hooks.stop = {};
+  hooks.progress = [&](std::int64_t iteration) { first = first < 0 ? iteration : first; };
+  const LinearResult result = probe(hooks);
+  CHECK(first == 24);
+  CHECK(result.complete);
+  for (std::size_t head = 0; head < whole.heads.size(); ++head)
+    CHECK(result.heads[head].accuracy.top1 == whole.heads[head].accuracy.top1);
+}
+
 TEST_CASE("centred, nearly constant features can be learnt") {
   Frozen train = share(world(), testing::nearly_constant(120, 4, 1));
   Frozen test = share(world(), testing::nearly_constant(60, 4, 2));
