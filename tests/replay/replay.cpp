@@ -225,7 +225,7 @@ class Run {
           tensor("feature", iteration, fmt::format("{}.{}", network, what), values, *theirs, kFeatures);
     };
     const auto student = student_.backbone().forward_packed(
-        {{micro.global_crops, micro.masks, micro.kept_global}, {micro.local_crops, {}, micro.kept_local}});
+        {{micro.global_crops, micro.masks, micro.kept_global, {}}, {micro.local_crops, {}, micro.kept_local, {}}});
     compare("student.backbone.0", student[0]);
     compare("student.backbone.1", student[1]);
     compare("teacher.backbone.0", teacher_.backbone().forward(micro.global_crops));

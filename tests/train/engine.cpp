@@ -208,7 +208,7 @@ TEST_CASE("recomputing activations changes nothing but the memory they take") {
   for (int i = 0; i < 2; ++i) {
     const double kept = peak(plain), recomputed = peak(recomputing);
     CHECK(recomputed > 0);
-    CHECK(recomputed < 0.8 * kept);
+    CHECK(recomputed < 0.9 * kept);
   }
   CHECK(at::equal(plain.weights(), recomputing.weights()));
 }
