@@ -39,6 +39,8 @@ std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::pat
   places.cache = cache == "auto" ? default_cache() : cache == "none" ? fs::path() : fs::path(cache);
   places.stage = context.options.path("data.stage");
   places.progress = [&](std::int64_t) { context.watchdog.feed(); };
+  places.warn = [&](const std::string& message) { context.log.warning("{}", message); };
+  const comm::Watchdog::WaitingAllowed others_may_scan(context.watchdog);
   return data::open_dataset(context.world, source, labels, places);
 }
 
