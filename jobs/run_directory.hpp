@@ -52,10 +52,11 @@ class RejectedList {
   /// Local, for any thread. The file is in this rank's list at once, so that a rank that fails has said why. Throws
   /// core::StorageError.
   void add(const std::string& key, const std::string& reason);
-  /// Local: rank 0 adds what a source held that cannot be used.
+  /// Local: rank 0 adds what a source held that cannot be used. These are weighed against all that it held.
   void add_problems(const data::Dataset& dataset);
   /// Collective. Has rank 0 merge the lists into `rejected.jsonl`; throws core::InputError (on every rank) when more
-  /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks.
+  /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks; or
+  /// when problems are more than `limit` of what the sources held.
   /// (Cost per rank: one gather of 8 bytes a file.)
   void judge(std::int64_t seen, double limit);
 
