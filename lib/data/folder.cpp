@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
-#include <fstream>
 #include <optional>
 #include <sstream>
 #include <string_view>
@@ -110,7 +109,7 @@ class FolderScanner final : public Scanner {
       const fs::path file = root_.parent_path() / list;
       stamps.push_back(stamp_of(file));
       const bool table = file.extension() == ".csv";
-      std::ifstream lines(file);
+      std::istringstream lines(read_list(file));
       for (std::string line; std::getline(lines, line);) {
         std::replace(line.begin(), line.end(), ',', ' ');
         std::istringstream words(line);
@@ -159,8 +158,8 @@ std::string image_extensions() {
 std::vector<std::string> read_class_order(const fs::path& folder) {
   for (const fs::path& place : {folder, folder.parent_path()}) {
     std::vector<std::string> names;
-    std::ifstream file(place / kClassOrder);
-    for (std::string line; std::getline(file, line);) {
+    std::istringstream lines(read_list(place / kClassOrder));
+    for (std::string line; std::getline(lines, line);) {
       std::string name = line.substr(0, line.find_first_of(",\t\r"));
       if (!name.empty()) names.push_back(std::move(name));
     }

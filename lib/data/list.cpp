@@ -2,6 +2,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -58,8 +59,7 @@ class ListScanner final : public Scanner {
 
   void scan(const std::string& /*unit*/, int /*number*/, IndexRows& rows) const override {
     rows.stamps.push_back(stamp_of(list_));
-    std::string text = core::read_text(list_);
-    if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);  // how Windows marks UTF-8
+    const std::string text = read_list(list_);
     const std::string extension = list_.extension().string();
     if (extension == ".json") {
       scan_json(text, rows);
@@ -187,6 +187,14 @@ class ListScanner final : public Scanner {
 };
 
 }  // namespace
+
+std::string read_list(const fs::path& file) {
+  std::error_code error;
+  if (!fs::exists(file, error)) return {};
+  std::string text = core::read_text(file);
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
+  return text;
+}
 
 bool is_list(const fs::path& file) {
   static constexpr std::array<std::string_view, 5> kExtensions = {".txt", ".csv", ".tsv", ".json", ".jsonl"};

@@ -14,6 +14,10 @@ bool has_image_extension(const std::filesystem::path& path);
 /// The extensions, for messages: ".jpg, .jpeg, ...".
 std::string image_extensions();
 
+/// The text of a list or table, without the mark that Windows puts before UTF-8; "" when there is no such file. Throws
+/// core::InputError when it cannot be read.
+std::string read_list(const std::filesystem::path& file);
+
 /// Class names in the order of `labels.txt` in `folder` or the one above it; empty when there is none.
 std::vector<std::string> read_class_order(const std::filesystem::path& folder);
 /// Adds the stamps of the files that it looks for.

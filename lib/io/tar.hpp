@@ -15,7 +15,7 @@ struct TarMember {
   std::int64_t length = 0;
 };
 
-/// Larger members are left out: no image or label is. (Nor is an image file of its own.)
+/// Bytes: no image or label is larger. Such members are left out, as such files are refused.
 inline constexpr std::int64_t kMaxMember = 1LL << 30;
 
 /// Reads an uncompressed tar (ustar, GNU and pax, with their long names) once, from front to back, and shows every

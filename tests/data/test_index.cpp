@@ -214,7 +214,7 @@ TEST_CASE("ImageNet's flat folder of validation images takes its classes from th
     write_text(root / "caffe/val.txt", "00.jpg 65\n01.jpg 3\n");
     write_text(root / "kaggle/LOC_val_solution.csv",
                "ImageId,PredictionString\n01,n01 85 1 499 272 n02 3 4 5 6\n00,n02 1 2 3 4\n");
-    write_text(root / "kaggle/labels.txt", "n02 ray, stingray\nn01 tench\n");
+    write_text(root / "kaggle/labels.txt", "\xEF\xBB\xBFn02 ray, stingray\nn01 tench\n");
   });
   const auto caffe = open(root / "caffe/val", data::Labels::required);
   CHECK(caffe->label(0) == 65);
