@@ -6,6 +6,8 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -134,7 +136,15 @@ struct RejectedList::Impl {
   fs::path directory, file;
   std::mutex mutex{};  // of what follows
   std::ofstream lines{};
-  std::vector<std::uint64_t> added{};  // hashes of keys
+  std::vector<std::uint64_t> added{};   // hashes of keys
+  std::int64_t problems = 0, held = 0;  // of sources, on every rank; `held`: with the images
+
+  void write(const std::string& key, const std::string& reason) {
+    if (!lines.is_open()) lines.open(file, std::ios::app);
+    const json record{{"key", key}, {"reason", reason}};
+    lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << std::endl;
+    if (!lines) throw core::StorageError(fmt::format("Cannot write {}.", file.string()));
+  }
 
   /// Collective. Files added on any rank, each counted once.
   std::int64_t total() const {
@@ -152,10 +162,7 @@ RejectedList::~RejectedList() = default;
 
 void RejectedList::add(const std::string& key, const std::string& reason) {
   const std::lock_guard lock(impl_->mutex);
-  if (!impl_->lines.is_open()) impl_->lines.open(impl_->file, std::ios::app);
-  const json record{{"key", key}, {"reason", reason}};
-  impl_->lines << record.dump(-1, ' ', false, json::error_handler_t::replace) << std::endl;
-  if (!impl_->lines) throw core::StorageError(fmt::format("Cannot write {}.", impl_->file.string()));
+  impl_->write(key, reason);
   impl_->added.push_back(core::hash_text(key));
 }
 
@@ -165,26 +172,34 @@ void RejectedList::count(const std::string& key) {
 }
 
 void RejectedList::add_problems(const data::Dataset& dataset) {
+  const std::vector<data::Rejected> problems = dataset.problems();
+  impl_->problems += std::ssize(problems);
+  impl_->held += dataset.size() + std::ssize(problems);
   if (impl_->context.world.rank() != 0) return;
-  for (const data::Rejected& problem : dataset.problems()) add(problem.key, problem.reason);
+  const std::lock_guard lock(impl_->mutex);
+  for (const data::Rejected& problem : problems) impl_->write(problem.key, problem.reason);
 }
-
 void RejectedList::judge(std::int64_t seen, double limit) {
   comm::Communicator& world = impl_->context.world;
-  const std::int64_t total = impl_->total(), total_seen = world.sum(seen);
-  if (total == 0) return;
+  const std::int64_t broken = impl_->total(), tried = world.sum(seen);
+  const std::int64_t problems = impl_->problems;
+  if (broken + problems == 0) return;
   const fs::path list = impl_->directory / "rejected.jsonl";
   comm::coordinate(world, [&] {
     if (world.rank() == 0) core::write_atomically(list, merged_rejections(impl_->directory));
   });
-  const std::string summary = fmt::format("{} of {} input files could not be used; {} lists them with the reasons",
-                                          total, total_seen, list.string());
+  const auto summary = [&](std::int64_t unusable, std::int64_t of) {
+    return fmt::format("{} of {} input files could not be used; {} lists them with the reasons", unusable, of,
+                       list.string());
+  };
   comm::coordinate(world, [&] {
-    if (static_cast<double>(total) > limit * static_cast<double>(total_seen)) {
-      throw core::InputError(fmt::format("{}. That is more than run.max_rejected = {} allows.", summary, limit));
+    for (const auto& [unusable, of] : {std::pair(broken, tried), std::pair(problems, impl_->held)}) {
+      if (static_cast<double>(unusable) <= limit * static_cast<double>(of)) continue;
+      throw core::InputError(
+          fmt::format("{}. That is more than run.max_rejected = {} allows.", summary(unusable, of), limit));
     }
   });
-  if (world.rank() == 0) impl_->context.log.warning("{}.", summary);
+  if (world.rank() == 0) impl_->context.log.warning("{}.", summary(broken + problems, tried + problems));
 }
 
 }  // namespace allosaur::jobs

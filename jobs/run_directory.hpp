@@ -54,10 +54,11 @@ class RejectedList {
   void add(const std::string& key, const std::string& reason);
   /// Local. Counts a file that is in a list already, of an earlier attempt maybe.
   void count(const std::string& key);
-  /// Local: rank 0 adds what a source held that cannot be used.
+  /// Local: rank 0 adds what a source held that cannot be used. These are weighed against all that it held.
   void add_problems(const data::Dataset& dataset);
   /// Collective. Has rank 0 merge the lists into `rejected.jsonl`; throws core::InputError (on every rank) when more
-  /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks.
+  /// files were added, each counted once over the ranks, than `limit` of `seen`, the files tried, summed over ranks; or
+  /// when problems are more than `limit` of what the sources held.
   /// (Cost per rank: one gather of 8 bytes a file.)
   void judge(std::int64_t seen, double limit);
 

@@ -46,6 +46,8 @@ std::shared_ptr<const data::Dataset> open_images(Context& context, const fs::pat
     places.stage = context.options.path("data.stage");
   }
   places.progress = [&](std::int64_t) { context.watchdog.feed(); };
+  places.warn = [&](const std::string& message) { context.log.warning("{}", message); };
+  const comm::Watchdog::WaitingAllowed others_may_scan(context.watchdog);
   return data::open_dataset(context.world, source, labels, places);
 }
 

@@ -202,6 +202,7 @@ Outcome pretrain(Context& context) {
   RunDirectory run(context, "pretrain", options.path("output"));
   RejectedList rejected(context, run.path());
   rejected.add_problems(*dataset);
+  rejected.judge(0, config.loader.max_rejected);  // problems of the sources, before days of training
   require_same_images(context, run.path(), *dataset);
   config.loader.reject = [&](const std::string& key, const std::string& reason) { rejected.add(key, reason); };
   ComputeDevice device(context, "train.device");
@@ -229,14 +230,14 @@ Outcome pretrain(Context& context) {
     return Outcome::complete;
   }
 
-  // Ranks meet the same file only in different epochs, by when together they have met all.
-  const std::int64_t seen = std::min(world.sum(result.distinct_seen), dataset->size());
-  rejected.judge(world.rank() == 0 ? seen : 0, config.loader.max_rejected);
   if (result.preempted) {
     context.log.info("Stopped on request after iteration {}; the same command continues from there.",
                      result.iterations);
     return Outcome::preempted;
   }
+  // Ranks meet the same file only in different epochs, by when together they have met all.
+  const std::int64_t seen = std::min(world.sum(result.distinct_seen), dataset->size());
+  rejected.judge(world.rank() == 0 ? seen : 0, config.loader.max_rejected);
   comm::coordinate(world, [&] {
     if (world.rank() == 0) model::save_backbone(run.path() / kTeacherFile, *model::load_backbone(result.checkpoint));
   });

@@ -15,22 +15,26 @@ namespace allosaur::data {
 
 class OpenFile;
 
-/// A whole file. Throws core::InputError naming it.
-std::vector<std::byte> read_image_file(const std::filesystem::path& file);
+/// A whole file, into memory that is used again. Throws core::InputError naming it, also when it has more than
+/// io::kMaxMember bytes.
+void read_image_file(const std::filesystem::path& file, std::vector<std::byte>& bytes);
 
-/// Files of many images, read at any place with pread. At most a few hundred are open at a time, however many there
-/// are. Thread-safe.
+/// Files of many images, read at any place with pread. At most a quarter of the files that the process may open are
+/// open at a time, however many there are. Thread-safe: a file that is slow to open keeps nobody from the others.
 class Containers {
  public:
   explicit Containers(std::vector<std::string> files);
   ~Containers();
-  /// The bytes [begin, begin + length) of a file; throws core::InputError naming it and `key` when it has not as many.
-  std::vector<std::byte> read(std::int32_t file, std::int64_t begin, std::int64_t length, const std::string& key) const;
+  /// The bytes [begin, begin + length) of a file, into memory that is used again; throws core::InputError naming it and
+  /// `key` when it has not as many.
+  void read(std::int32_t file, std::int64_t begin, std::int64_t length, const std::string& key,
+            std::vector<std::byte>& bytes) const;
 
  private:
   std::shared_ptr<const OpenFile> open(std::int32_t file) const;
 
   std::vector<std::string> files_;
+  std::size_t most_open_;
   mutable std::mutex mutex_;  // guards what follows
   mutable std::vector<std::shared_ptr<const OpenFile>> open_;
   mutable std::vector<std::int32_t> order_;  // of opening: a ring
@@ -38,8 +42,8 @@ class Containers {
 };
 
 /// Collective. Copies files to the folder `stage` of each node, shared out over its ranks, and gives their new paths.
-/// What is there already, of the same size and time, stays. Throws core::StorageError where the disk has no room,
-/// before anything is copied. Cost a node: the bytes of all files.
+/// What is there already, of the same size and time, stays; other jobs may be staging the same files. Throws
+/// core::StorageError where the disk has no room, before anything is copied. Cost a node: the bytes of all files.
 std::vector<std::string> stage(comm::Communicator& group, const std::vector<std::string>& files, const Places& places);
 
 }  // namespace allosaur::data

@@ -26,6 +26,7 @@ class Subset final : public Dataset {
 
   std::int64_t size() const override { return static_cast<std::int64_t>(indices_.size()); }
   Sample get(std::int64_t index) const override { return dataset_->get(at(index)); }
+  void read(std::int64_t index, Sample& into) const override { dataset_->read(at(index), into); }
   std::int64_t label(std::int64_t index) const override { return dataset_->label(at(index)); }
   std::string key(std::int64_t index) const override { return dataset_->key(at(index)); }
   std::int64_t length(std::int64_t index) const override { return dataset_->length(at(index)); }

@@ -28,7 +28,9 @@ class Dataset {
  public:
   virtual ~Dataset() = default;
   virtual std::int64_t size() const = 0;
-  virtual Sample get(std::int64_t index) const = 0;          ///< throws core::InputError when it cannot be read
+  virtual Sample get(std::int64_t index) const = 0;  ///< throws core::InputError when it cannot be read
+  /// The same into the memory of `into`, for who reads many. After an error its content is unspecified.
+  virtual void read(std::int64_t index, Sample& into) const { into = get(index); }
   virtual std::int64_t label(std::int64_t index) const = 0;  ///< -1 = none; without reading the image
   virtual std::string key(std::int64_t index) const = 0;
   /// Encoded bytes of the image, cheaply where the source knows them: packing sizes its files by it.
@@ -53,25 +55,29 @@ struct Places {
   std::filesystem::path stage;
   /// Called now and then while a source is being scanned or copied, with the images (files) done by this rank.
   std::function<void(std::int64_t)> progress;
+  /// Told on rank 0 why an index could not be kept; the source is used nevertheless. May be empty.
+  std::function<void(const std::string&)> warn = {};
+  std::int64_t kept_from = 100'000;  ///< images: whole files fewer than these are listed again in a second
 };
 
 /// Collective. Opens a source by what it is:
 /// - a folder of images, searched to any depth and through symbolic links for image files by their extension; names
-/// that
-///   begin with a dot are skipped; ordered by path. The class of an image is its top folder.
+///   that begin with a dot are skipped; ordered by path. The class of an image is its top folder; that of an image in
+///   none is in a list beside a folder NAME: `NAME.txt` (file and class a line) or `LOC_NAME_solution.csv` (ImageNet).
 /// - the index file or folder of packed shards that `allosaur pack` or `allosaur curate` wrote, with the stored labels.
 /// - one tar file, a pattern `shard-{000..127}.tar`, or a folder that holds tar files and no images beside them:
-/// WebDataset shards, whose samples
-///   are neighbouring members that share a name up to the first dot; the class is in `.cls`, `.json` (cls, label or
-///   class) or `.txt`. Where no sample has such a member, the class is the top folder in the
-///   tar, or the tar's name for members in none (ImageNet-22k: a tar a class).
-/// - a list: .txt (a path a line), .csv or .tsv (path, then the class), .json or .jsonl (see scan_list()); paths are
-///   relative to the list's folder.
-/// Classes are numbered by name, or by value where all are numbers; a file `labels.txt` (name first in each line) in
-/// the source's folder or the one above fixes their order. Where labels are required, images without a class
-/// are left out and are among the problems(); in a folder of images they are an error. Throws core::InputError naming
-/// the path when it is missing, unreadable, or holds no image, and when labels are required of a source without
-/// classes. Cost: open_index() (index.hpp); the work of scanning is shared out over ranks.
+///   WebDataset shards, whose samples are neighbouring members that share a name up to the first dot; the class is in
+///   `.cls`, else in `.json` (cls, label or class), else in `.txt`, unless the texts of all shards hardly ever come
+///   twice: these are captions. Where no sample has such a member, the class is the top folder in the tar, or the
+///   tar's name for members in none (ImageNet-22k: a tar a class).
+/// - a list: .txt (a path a line, or a path and a class), .csv or .tsv (path, then the class), .json or .jsonl
+///   (what may stand in them is said at scan_list() in sources.hpp); paths are relative to the folder that the list is
+///   in.
+/// Classes are numbered by name, or by value where all are numbers; a file `labels.txt` (name first in each line, up
+/// to a comma, a tab or a blank) in the source's folder or the one above fixes their order. Where labels are required,
+/// images without a class are left out and are among the problems(); in a folder of images they are an error. Throws
+/// core::InputError naming the path when it is missing, unreadable, or holds no image, and when labels are required of
+/// a source without classes. Cost: open_index() (index.hpp); the work of scanning is shared out over ranks.
 std::shared_ptr<const Dataset> open_dataset(comm::Communicator& group, const std::filesystem::path& source,
                                             Labels labels, const Places& places = {});
 

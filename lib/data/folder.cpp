@@ -5,8 +5,10 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
-#include <fstream>
+#include <optional>
+#include <sstream>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include <fmt/format.h>
@@ -20,8 +22,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kClassOrder = "labels.txt";
 constexpr std::array<std::string_view, 11> kExtensions = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff",
                                                           ".bmp", ".ppm",  ".pgm", ".pbm",  ".pnm"};
+
+constexpr std::int64_t kSignOfLife = 1000;  // entries of a folder between two
 
 std::string_view top_folder(std::string_view key) {
   const std::size_t slash = key.find('/');
@@ -35,6 +40,7 @@ class FolderScanner final : public Scanner {
 
   /// Opens folders, widest first, until there are enough to share out.
   std::vector<std::string> units(int wanted, IndexRows& rows) override {
+    stamp_class_order(root_, rows.stamps);
     std::deque<std::string> closed = {""};
     for (int opened = 0; !closed.empty() && std::ssize(closed) + opened < wanted; ++opened) {
       const std::string unit = std::move(closed.front());
@@ -55,6 +61,7 @@ class FolderScanner final : public Scanner {
 
  private:
   using Identity = std::pair<dev_t, ino_t>;
+  using ClassOfName = std::unordered_map<std::string, std::string>;  // file name without extension
 
   void visit(const std::string& unit, std::vector<Identity>& above, IndexRows& rows) const {
     list(unit, above, rows, [&](const std::string& folder) { visit(folder, above, rows); });
@@ -70,19 +77,48 @@ class FolderScanner final : public Scanner {
     rows.stamps.push_back(stamp_of(folder));
     std::error_code error;
     fs::directory_iterator entries(folder, error);
-    for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    std::optional<ClassOfName> listed;
+    for (std::int64_t number = 1; !error && entries != fs::directory_iterator(); entries.increment(error), ++number) {
+      if (number % kSignOfLife == 0) alive();
       const std::string name = entries->path().filename().string();
       if (name.front() == '.') continue;
       std::error_code unknown;  // a dangling link is kept as a file, so that it is reported when it is read
       if (entries->is_directory(unknown)) {
         show(unit + name + '/');
       } else if (has_image_extension(entries->path())) {
-        const std::string key = unit + name;
-        rows.add(key, top_folder(key));
+        if (unit.empty()) {
+          if (!listed) listed = read_classes_of_names(rows.stamps);
+          const auto found = listed->find(entries->path().stem().string());
+          rows.add(name, found == listed->end() ? std::string() : found->second);
+        } else {
+          rows.add(unit + name, top_folder(unit));
+        }
       }
     }
     if (error) fail(folder, error.message());
+    alive();
     above.pop_back();
+  }
+
+  /// From the lists beside the folder that ImageNet's validation images come with: a name and a number a line, or a
+  /// table of names and predictions, whose first word is the class.
+  ClassOfName read_classes_of_names(std::vector<Stamp>& stamps) const {
+    const std::string name = root_.filename().string();
+    ClassOfName classes;
+    for (const std::string& list : {name + ".txt", "LOC_" + name + "_solution.csv"}) {
+      const fs::path file = root_.parent_path() / list;
+      stamps.push_back(stamp_of(file));
+      const bool table = file.extension() == ".csv";
+      std::istringstream lines(read_list(file));
+      for (std::string line; std::getline(lines, line);) {
+        std::replace(line.begin(), line.end(), ',', ' ');
+        std::istringstream words(line);
+        std::string image, class_name, rest;
+        if (!(words >> image >> class_name) || (!table && words >> rest)) continue;
+        classes[fs::path(image).stem().string()] = class_name;
+      }
+    }
+    return classes;
   }
 
   std::vector<Identity> ancestors(const std::string& unit) const {
@@ -122,14 +158,18 @@ std::string image_extensions() {
 std::vector<std::string> read_class_order(const fs::path& folder) {
   for (const fs::path& place : {folder, folder.parent_path()}) {
     std::vector<std::string> names;
-    std::ifstream file(place / "labels.txt");
-    for (std::string line; std::getline(file, line);) {
+    std::istringstream lines(read_list(place / kClassOrder));
+    for (std::string line; std::getline(lines, line);) {
       std::string name = line.substr(0, line.find_first_of(",\t\r"));
       if (!name.empty()) names.push_back(std::move(name));
     }
     if (!names.empty()) return names;
   }
   return {};
+}
+
+void stamp_class_order(const fs::path& folder, std::vector<Stamp>& stamps) {
+  for (const fs::path& place : {folder, folder.parent_path()}) stamps.push_back(stamp_of(place / kClassOrder));
 }
 
 std::unique_ptr<Scanner> scan_folder(const fs::path& folder) {

@@ -20,6 +20,8 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "core/thread_pool.hpp"
+#include "data/kept_indexes.hpp"
+#include "data/unique.hpp"
 #include "io/hdf5.hpp"
 
 namespace allosaur::data {
@@ -27,10 +29,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kFormat = "allosaur image index 1";
-constexpr std::int64_t kKeptFrom = 100'000;       // rows: fewer files are listed again in a second
+constexpr const char* kFormat = "allosaur image index 2";
 constexpr std::int64_t kSettled = 2'000'000'000;  // ns; a change this soon after a scan could leave the time as it was
 constexpr int kStampThreads = 16;                 // they wait for the file system, not for the processor
+constexpr std::int64_t kStampBlock = 10'000;      // between two signs of life
 constexpr int kUnitsPerRank = 8;
 
 std::int64_t now() {
@@ -126,6 +128,10 @@ std::int64_t as_number(const std::string& name) {
   return error == std::errc() && end == name.data() + name.size() && std::to_string(value) == name ? value : -1;
 }
 
+[[noreturn]] void fail_damaged() {
+  throw core::StorageError("The index of the images is damaged; delete it, and it will be made again.");
+}
+
 /// A file mapped for reading.
 class Mapping {
  public:
@@ -166,6 +172,13 @@ std::vector<std::string> strings_in(const io::hdf5::Group& root, const char* nam
   return root.has(name) ? root.strings(name) : std::vector<std::string>();
 }
 
+std::vector<Rejected> problems_in(const io::hdf5::Group& root, const std::string& name) {
+  std::vector<Rejected> problems;
+  const auto keys = strings_in(root, (name + "_key").c_str()), reasons = strings_in(root, (name + "_reason").c_str());
+  for (std::size_t i = 0; i < std::min(keys.size(), reasons.size()); ++i) problems.push_back({keys[i], reasons[i]});
+  return problems;
+}
+
 std::vector<Stamp> stamps_in(const io::hdf5::Group& root) {
   std::vector<Stamp> stamps;
   for (std::string& path : strings_in(root, "stamp_path")) stamps.push_back({std::move(path), 0, 0});
@@ -179,19 +192,36 @@ std::vector<Stamp> stamps_in(const io::hdf5::Group& root) {
 }
 
 /// Whether everything still looks as it did; file systems are asked about many files at a time.
-bool hold(const std::vector<Stamp>& stamps) {
+bool hold(const std::vector<Stamp>& stamps, const Places& places) {
   std::atomic<bool> same = !stamps.empty();
-  core::parallel_for(kStampThreads, std::ssize(stamps), [&](std::int64_t i) {
-    const Stamp& stamp = stamps[static_cast<std::size_t>(i)];
-    if (same && stamp_of(stamp.path) != stamp) same = false;
-  });
+  for (std::int64_t begin = 0; same && begin < std::ssize(stamps); begin += kStampBlock) {
+    core::parallel_for(kStampThreads, std::min(kStampBlock, std::ssize(stamps) - begin), [&](std::int64_t i) {
+      const Stamp& stamp = stamps[static_cast<std::size_t>(begin + i)];
+      if (same && stamp_of(stamp.path) != stamp) same = false;
+    });
+    if (places.progress) places.progress(0);
+  }
   return same;
+}
+
+/// Collective. A kept index; nullptr on every rank when one cannot read it, or `file` is empty.
+std::shared_ptr<const Index> open_everywhere(comm::Communicator& group, const fs::path& file) {
+  std::shared_ptr<const Index> index;
+  try {
+    std::error_code error;
+    if (!file.empty() && fs::exists(file, error)) index = std::make_shared<const Index>(file);
+  } catch (const core::StorageError&) {
+  }
+  return group.max(index ? 0 : 1) == 0 ? index : nullptr;
 }
 
 /// Collective. Scans the source; the result is on rank 0.
 IndexRows scan(comm::Communicator& group, Scanner& scanner, const Places& places) {
   const std::int64_t begin = now();
   IndexRows rows;
+  scanner.alive = [&] {
+    if (places.progress) places.progress(rows.size());
+  };
   std::string text = comm::on_root(group, [&] {
     std::string list;
     put(list, scanner.units(kUnitsPerRank * group.size(), rows));
@@ -203,15 +233,16 @@ IndexRows scan(comm::Communicator& group, Scanner& scanner, const Places& places
     for (std::size_t i = static_cast<std::size_t>(group.rank()); i < units.size();
          i += static_cast<std::size_t>(group.size())) {
       scanner.scan(units[i], static_cast<int>(i), rows);
-      if (places.progress) places.progress(rows.size());
+      scanner.alive();
     }
   });
   const std::vector<std::string> others = group.gather(group.rank() == 0 ? std::string() : rows.serialise());
   for (std::size_t rank = 1; rank < others.size(); ++rank) rows.append(IndexRows::deserialise(others[rank]));
   for (Stamp& stamp : rows.stamps) {
-    if (stamp.changed > begin - kSettled) stamp.changed = 0;  // never holds
+    if (stamp.changed > begin - kSettled) stamp.changed = Stamp::never;
   }
   rows.sort();
+  if (group.rank() == 0) scanner.decide_classes(rows);
   rows.number_classes(scanner.class_order());
   return rows;
 }
@@ -230,6 +261,11 @@ std::string_view IndexRows::key(std::int64_t row) const {
   const auto at = static_cast<std::size_t>(row);
   const auto begin = static_cast<std::size_t>(at == 0 ? 0 : key_end_[at - 1]);
   return std::string_view(keys_).substr(begin, static_cast<std::size_t>(key_end_[at]) - begin);
+}
+
+std::string_view IndexRows::class_name(std::int64_t row) const {
+  const std::int32_t label = label_[static_cast<std::size_t>(row)];
+  return label < 0 ? std::string_view() : classes_[static_cast<std::size_t>(label)];
 }
 
 std::int32_t IndexRows::class_number(std::string_view name) {
@@ -254,16 +290,14 @@ void IndexRows::add(std::string_view key, std::string_view class_name, const Par
 }
 
 void IndexRows::append(const IndexRows& other) {
-  for (std::int64_t row = 0; row < other.size(); ++row) {
-    const std::int32_t label = other.label_[static_cast<std::size_t>(row)];
-    add(other.key(row), label < 0 ? std::string_view() : other.classes_[static_cast<std::size_t>(label)]);
-  }
+  for (std::int64_t row = 0; row < other.size(); ++row) add(other.key(row), other.class_name(row));
   const auto join = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   join(container_, other.container_);
   join(begin_, other.begin_);
   join(length_, other.length_);
   join(hash_, other.hash_);
   join(problems, other.problems);
+  join(label_problems, other.label_problems);
   join(stamps, other.stamps);
 }
 
@@ -295,18 +329,34 @@ void IndexRows::sort() {
   label_ = chosen(label_, order);
 }
 
+void IndexRows::rename_classes(const std::function<std::string(std::int64_t)>& rename) {
+  IndexRows renamed;
+  std::vector<std::int32_t> labels;
+  labels.reserve(label_.size());
+  for (std::int64_t row = 0; row < size(); ++row) labels.push_back(renamed.class_number(rename(row)));
+  label_ = std::move(labels);
+  classes_ = std::move(renamed.classes_);
+  class_number_ = std::move(renamed.class_number_);
+}
+
 void IndexRows::number_classes(const std::vector<std::string>& names) {
   std::vector<std::string> numbered = classes_;
   std::sort(numbered.begin(), numbered.end());
-  std::vector<std::string> listed = names;
-  std::sort(listed.begin(), listed.end());
+  const auto has_all = [&](std::vector<std::string> listed) {
+    std::sort(listed.begin(), listed.end());
+    return !listed.empty() && std::includes(listed.begin(), listed.end(), numbered.begin(), numbered.end());
+  };
+  std::vector<std::string> first_words = names;
+  for (std::string& name : first_words) name.resize(std::min(name.find(' '), name.size()));
   std::int64_t largest = -1;
   const bool numbers = std::all_of(classes_.begin(), classes_.end(), [&](const std::string& name) {
     largest = std::max(largest, as_number(name));
     return as_number(name) >= 0 && as_number(name) < 1'000'000;
   });
-  if (!names.empty() && std::includes(listed.begin(), listed.end(), numbered.begin(), numbered.end())) {
+  if (has_all(names)) {
     numbered = names;
+  } else if (has_all(first_words)) {
+    numbered = first_words;
   } else if (numbers) {
     numbered.clear();
     for (std::int64_t value = 0; value <= largest; ++value) numbered.push_back(std::to_string(value));
@@ -323,6 +373,7 @@ template <class Self, class Visit>
 void IndexRows::visit_columns(Self& self, Visit&& visit) {
   visit(self.containers);
   visit(self.problems);
+  visit(self.label_problems);
   visit(self.stamps);
   visit(self.keys_);
   visit(self.key_end_);
@@ -359,6 +410,7 @@ Index::Index(IndexRows rows) {
   containers_ = owned->containers;
   class_names_ = owned->classes_;
   problems_ = owned->problems;
+  label_problems_ = owned->label_problems;
   storage_ = owned;
 }
 
@@ -381,14 +433,14 @@ Index::Index(const fs::path& file) {
   }
   containers_ = strings_in(root, "containers");
   class_names_ = strings_in(root, "class_names");
-  const auto names = strings_in(root, "problem_key"), reasons = strings_in(root, "problem_reason");
-  for (std::size_t i = 0; i < std::min(names.size(), reasons.size()); ++i) problems_.push_back({names[i], reasons[i]});
+  problems_ = problems_in(root, "problem");
+  label_problems_ = problems_in(root, "label_problem");
   storage_ = mapping;
 }
 
 void Index::write(const IndexRows& rows, const fs::path& file) {
   core::make_directory(file.parent_path());
-  const core::TemporaryFile temporary(file.string() + fmt::format(".{}.{}.tmp", core::host_name(), ::getpid()));
+  const core::TemporaryFile temporary(fmt::format("{}.{}.tmp", file.string(), unique_digits()));
   io::hdf5::File hdf5(temporary.path(), io::hdf5::Access::create);
   io::hdf5::Group root = hdf5.root();
   const auto column = [&](const char* name, const auto& values) {
@@ -399,8 +451,17 @@ void Index::write(const IndexRows& rows, const fs::path& file) {
     dataset.write(all);
     dataset.close();
   };
-  const auto texts = [&](const char* name, const std::vector<std::string>& values) {
+  const auto texts = [&](const std::string& name, const std::vector<std::string>& values) {
     if (!values.empty()) root.write_strings(name, values);
+  };
+  const auto problems = [&](const std::string& name, const std::vector<Rejected>& values) {
+    std::vector<std::string> keys, reasons;
+    for (const Rejected& problem : values) {
+      keys.push_back(problem.key);
+      reasons.push_back(problem.reason);
+    }
+    texts(name + "_key", keys);
+    texts(name + "_reason", reasons);
   };
   column("keys", rows.keys_);
   column("key_end", rows.key_end_);
@@ -411,14 +472,10 @@ void Index::write(const IndexRows& rows, const fs::path& file) {
   column("label", rows.label_);
   texts("containers", rows.containers);
   texts("class_names", rows.classes_);
-  std::vector<std::string> keys, reasons, paths;
+  problems("problem", rows.problems);
+  problems("label_problem", rows.label_problems);
+  std::vector<std::string> paths;
   std::vector<std::int64_t> numbers;
-  for (const Rejected& problem : rows.problems) {
-    keys.push_back(problem.key);
-    reasons.push_back(problem.reason);
-  }
-  texts("problem_key", keys);
-  texts("problem_reason", reasons);
   for (const Stamp& stamp : rows.stamps) {
     paths.push_back(stamp.path);
     numbers.insert(numbers.end(), {stamp.size, stamp.changed});
@@ -449,11 +506,16 @@ std::size_t Index::check(std::int64_t row) const {
   return static_cast<std::size_t>(row);
 }
 
+std::int32_t Index::label(std::int64_t row) const {
+  const std::int32_t label = label_[check(row)];
+  if (label < -1 || label >= std::ssize(class_names_)) fail_damaged();
+  return label;
+}
+
 std::string_view Index::key(std::int64_t row) const {
   const std::size_t at = check(row);
   const auto begin = at == 0 ? 0 : key_end_[at - 1], end = key_end_[at];
-  if (begin < 0 || end < begin || end > std::ssize(keys_))
-    throw core::StorageError("The index of the images is damaged; delete it, and it will be made again.");
+  if (begin < 0 || end < begin || end > std::ssize(keys_)) fail_damaged();
   return keys_.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
 }
 
@@ -464,33 +526,36 @@ IndexRows::Part Index::part(std::int64_t row) const {
 
 std::shared_ptr<const Index> open_index(comm::Communicator& group, const fs::path& source, Scanner& scanner,
                                         const Places& places) {
-  const auto name = [&] {
-    const std::string& path = source.native();
-    return places.cache / fmt::format("{}-{}.h5", source.stem().string(), core::hash_hex(core::hash_text(path)));
-  };
-  const auto open = [&](const fs::path& file) {
-    return comm::coordinate(group, [&] {
-      std::error_code error;
-      if (!fs::exists(file, error)) {
-        throw core::StorageError(
-            fmt::format("The index {} that rank 0 wrote cannot be seen by this rank. Set data.index_cache to a folder "
-                        "that all nodes share.",
-                        file.string()));
-      }
-      return std::make_shared<const Index>(file);
-    });
-  };
-  const std::string kept = comm::on_root(
-      group, [&] { return !places.cache.empty() && hold(Index::stamps(name())) ? name().string() : std::string(); });
-  if (!kept.empty()) return open(kept);
+  const KeptIndexes kept(places.cache, source);
+  const std::string found = comm::on_root(group, [&] {
+    const fs::path file = places.cache.empty() ? fs::path() : kept.newest();
+    if (file.empty() || !hold(Index::stamps(file), places)) return std::string();
+    KeptIndexes::mark_opened(file);
+    return file.string();
+  });
+  if (auto index = open_everywhere(group, found)) return index;
 
   IndexRows rows = scan(group, scanner, places);
+  const auto not_kept = [&](const std::string& reason) {
+    if (group.rank() == 0 && places.warn) {
+      places.warn(
+          fmt::format("The index of {} is not kept for other jobs: {} Set data.index_cache to a folder that "
+                      "all nodes share, or to none.",
+                      source.string(), reason));
+    }
+  };
   const std::string written = comm::on_root(group, [&] {
-    if (places.cache.empty() || (!scanner.expensive() && rows.size() < kKeptFrom)) return std::string();
-    Index::write(rows, name());
-    return name().string();
+    if (places.cache.empty() || (!scanner.expensive() && rows.size() < places.kept_from)) return std::string();
+    try {
+      kept.remove_forgotten();
+      return kept.add(rows).string();
+    } catch (const core::StorageError& error) {
+      not_kept(error.what());
+      return std::string();
+    }
   });
-  if (!written.empty()) return open(written);
+  if (auto index = open_everywhere(group, written)) return index;
+  if (!written.empty()) not_kept(fmt::format("{} is not seen by all ranks.", written));
   const std::string bytes = group.broadcast(group.rank() == 0 ? rows.serialise() : std::string(), 0);
   if (group.rank() != 0) rows = IndexRows::deserialise(bytes);
   return std::make_shared<const Index>(std::move(rows));

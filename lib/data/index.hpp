@@ -18,7 +18,8 @@ namespace allosaur::data {
 /// How a file or folder looked when it was scanned: an index is used again while all of them still look so.
 struct Stamp {
   std::string path;
-  std::int64_t size = 0, changed = 0;  ///< bytes, and nanoseconds since 1970; both -1 for what is gone
+  std::int64_t size = 0, changed = 0;       ///< bytes, and nanoseconds since 1970; both -1 for what is gone
+  static constexpr std::int64_t never = 0;  ///< as `changed`: this stamp is never to hold
   bool operator==(const Stamp&) const = default;
 };
 Stamp stamp_of(const std::filesystem::path& path);
@@ -31,21 +32,26 @@ class IndexRows {
     std::int64_t begin, length;
     std::uint64_t hash;  ///< XXH3-64 of the bytes
   };
-  std::vector<std::string> containers;  ///< files that hold many images
-  std::vector<Rejected> problems;       ///< what could not be used
+  std::vector<std::string> containers;   ///< files that hold many images
+  std::vector<Rejected> problems;        ///< what could not be used
+  std::vector<Rejected> label_problems;  ///< what was used without its class
   std::vector<Stamp> stamps;
 
   std::int64_t size() const noexcept { return static_cast<std::int64_t>(label_.size()); }
   std::string_view key(std::int64_t row) const;
-  void add(std::string_view key, std::string_view class_name);  ///< "" = no class
+  std::string_view class_name(std::int64_t row) const;  ///< "" = no class
+  const std::vector<std::string>& class_names() const noexcept { return classes_; }
+  void add(std::string_view key, std::string_view class_name);
   void add(std::string_view key, std::string_view class_name, const Part& part);
 
   /// The rows of `other` after these; its containers have the same numbers.
   void append(const IndexRows& other);
   /// Whole files by key; parts by container and place.
   void sort();
-  /// Numbers the classes: in the order of `names` where that lists them all; else by value when all are numbers (so
-  /// that class "7" is 7), else by name.
+  /// Gives every row the class `rename(row)`.
+  void rename_classes(const std::function<std::string(std::int64_t)>& rename);
+  /// Numbers the classes: in the order of `names` where that lists them all (if need be up to a blank); else by value
+  /// when all are numbers (so that class "7" is 7), else by name.
   void number_classes(const std::vector<std::string>& names);
 
   std::string serialise() const;
@@ -100,12 +106,13 @@ class Index {
 
   std::int64_t size() const noexcept { return static_cast<std::int64_t>(label_.size()); }
   std::string_view key(std::int64_t row) const;
-  std::int32_t label(std::int64_t row) const { return label_[check(row)]; }  ///< -1 = none
+  std::int32_t label(std::int64_t row) const;  ///< -1 = none
   bool whole_files() const noexcept { return container_.empty(); }
   IndexRows::Part part(std::int64_t row) const;  ///< unless whole_files()
   const std::vector<std::string>& containers() const noexcept { return containers_; }
   const std::vector<std::string>& class_names() const noexcept { return class_names_; }
   const std::vector<Rejected>& problems() const noexcept { return problems_; }
+  const std::vector<Rejected>& label_problems() const noexcept { return label_problems_; }
 
  private:
   std::size_t check(std::int64_t row) const;
@@ -116,7 +123,7 @@ class Index {
   Column<std::uint64_t> hash_;
   Column<std::int32_t> container_, label_;
   std::vector<std::string> containers_, class_names_;
-  std::vector<Rejected> problems_;
+  std::vector<Rejected> problems_, label_problems_;
 };
 
 /// A kind of source. Local members, without communication.
@@ -125,17 +132,23 @@ class Scanner {
   virtual ~Scanner() = default;
   /// What the ranks share out: called on rank 0, with about how many units are wanted. May add rows itself.
   virtual std::vector<std::string> units(int wanted, IndexRows& rows) = 0;
-  /// Adds the rows of unit `number`, with stamps of all that they depend on.
+  /// Adds the rows of unit `number`, with stamps of all that they depend on; Stamp::never where reading failed.
   virtual void scan(const std::string& unit, int number, IndexRows& rows) const = 0;
+  /// Called on rank 0 with the sorted rows of all units: what only the whole source tells about classes.
+  virtual void decide_classes(IndexRows& /*rows*/) const {}
   /// Class names in an order that the source has fixed; empty when it has not.
   virtual std::vector<std::string> class_order() const { return {}; }
   /// Scanning reads every byte: worth keeping however few images there are.
   virtual bool expensive() const = 0;
+
+  std::function<void()> alive = [] {};  ///< called by units() and scan() now and then
 };
 
 /// Collective. The index of `source` (an absolute path): kept under `places.cache` and used again while its stamps
-/// hold, else scanned, units shared out over ranks. Small cheap ones are not kept. Cost a rank: one gather of the rows
-/// to rank 0, and one broadcast of them where the index is not kept.
+/// hold, else scanned, units shared out over ranks. Small cheap ones are not kept, nor is any where the folder cannot
+/// be written to or is not seen by all ranks. A kept index is never changed, since other jobs may be reading it: a new
+/// one gets a new name, and those of this source that nobody has opened for 30 days are removed. Cost a rank: one
+/// gather of the rows to rank 0, and one broadcast of them where the index is not kept.
 std::shared_ptr<const Index> open_index(comm::Communicator& group, const std::filesystem::path& source,
                                         Scanner& scanner, const Places& places);
 

@@ -21,7 +21,11 @@ class IndexedImages final : public Dataset {
   std::string key(std::int64_t row) const override { return std::string(index_->key(row)); }
   std::int64_t label(std::int64_t row) const override { return labelled_ ? index_->label(row) : -1; }
   const std::vector<std::string>& class_names() const override { return labelled_ ? index_->class_names() : none_; }
-  std::vector<Rejected> problems() const override { return index_->problems(); }
+  std::vector<Rejected> problems() const override {
+    std::vector<Rejected> problems = index_->problems();
+    if (labelled_) problems.insert(problems.end(), index_->label_problems().begin(), index_->label_problems().end());
+    return problems;
+  }
 
   std::int64_t length(std::int64_t row) const override {
     if (!index_->whole_files()) return index_->part(row).length;
@@ -32,19 +36,20 @@ class IndexedImages final : public Dataset {
 
   Sample get(std::int64_t row) const override {
     Sample sample;
-    sample.key = key(row);
-    sample.label = label(row);
-    if (index_->whole_files()) {
-      sample.bytes = read_image_file(root_ / sample.key);
-      return sample;
-    }
+    read(row, sample);
+    return sample;
+  }
+
+  void read(std::int64_t row, Sample& into) const override {
+    into.key = index_->key(row);
+    into.label = label(row);
+    if (index_->whole_files()) return read_image_file(root_ / into.key, into.bytes);
     const IndexRows::Part part = index_->part(row);
-    sample.bytes = containers_.read(part.container, part.begin, part.length, sample.key);
-    if (core::hash_bytes(sample.bytes) != part.hash) {
-      throw core::InputError(fmt::format("The bytes of {} in {} are not those that were indexed.", sample.key,
+    containers_.read(part.container, part.begin, part.length, into.key, into.bytes);
+    if (core::hash_bytes(into.bytes) != part.hash) {
+      throw core::InputError(fmt::format("The bytes of {} in {} are not those that were indexed.", into.key,
                                          index_->containers().at(static_cast<std::size_t>(part.container))));
     }
-    return sample;
   }
 
  private:

@@ -31,11 +31,16 @@ Joined::Place Joined::find(std::int64_t index) const {
 }
 
 Sample Joined::get(std::int64_t index) const {
-  const Place place = find(index);
-  Sample sample = place.part.dataset->get(place.index);
-  sample.key = place.part.prefix + sample.key;
-  sample.label = label(index);
+  Sample sample;
+  read(index, sample);
   return sample;
+}
+
+void Joined::read(std::int64_t index, Sample& into) const {
+  const Place place = find(index);
+  place.part.dataset->read(place.index, into);
+  into.key.insert(0, place.part.prefix);
+  into.label = label(index);
 }
 
 std::int64_t Joined::label(std::int64_t index) const {

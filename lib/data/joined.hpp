@@ -18,6 +18,7 @@ class Joined final : public Dataset {
 
   std::int64_t size() const override { return ends_.empty() ? 0 : ends_.back(); }
   Sample get(std::int64_t index) const override;
+  void read(std::int64_t index, Sample& into) const override;
   std::int64_t label(std::int64_t index) const override;
   std::string key(std::int64_t index) const override;
   std::int64_t length(std::int64_t index) const override;

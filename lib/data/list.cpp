@@ -2,6 +2,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -19,6 +20,8 @@ using nlohmann::json;
 
 constexpr std::array<std::string_view, 6> kPathNames = {"path", "file", "file_name", "filename", "image", "key"};
 constexpr std::array<std::string_view, 5> kClassNames = {"class", "label", "cls", "target", "wnid"};
+
+constexpr std::int64_t kSignOfLife = 1'000'000;  // lines between two
 
 template <std::size_t N>
 bool is_one_of(const std::array<std::string_view, N>& names, std::string_view name) {
@@ -49,11 +52,14 @@ class ListScanner final : public Scanner {
  public:
   explicit ListScanner(fs::path list) : list_(std::move(list)) {}
 
-  std::vector<std::string> units(int /*wanted*/, IndexRows& /*rows*/) override { return {list_.string()}; }
+  std::vector<std::string> units(int /*wanted*/, IndexRows& rows) override {
+    stamp_class_order(list_.parent_path(), rows.stamps);
+    return {list_.string()};
+  }
 
   void scan(const std::string& /*unit*/, int /*number*/, IndexRows& rows) const override {
     rows.stamps.push_back(stamp_of(list_));
-    const std::string text = core::read_text(list_);
+    const std::string text = read_list(list_);
     const std::string extension = list_.extension().string();
     if (extension == ".json") {
       scan_json(text, rows);
@@ -77,18 +83,21 @@ class ListScanner final : public Scanner {
       std::size_t path = 0, class_name = 1;
     } columns;
     std::int64_t number = 0;
+    const auto place = [](std::int64_t line) { return fmt::format("line {}", line); };
     while (!text.empty()) {
       const std::size_t end = std::min(text.find('\n'), text.size());
       std::string_view line = text.substr(0, end);
       text.remove_prefix(std::min(end + 1, text.size()));
       if (line.ends_with('\r')) line.remove_suffix(1);
       ++number;
+      if (number % kSignOfLife == 0) alive();
       if (line.empty()) continue;
       try {
         if (extension == ".txt") {
-          add(std::string(line), {}, rows);
+          const std::size_t path = path_length(line);
+          add(std::string(line.substr(0, path)), std::string(line.substr(std::min(path + 1, line.size()))), rows);
         } else if (extension == ".jsonl") {
-          add_json(json::parse(line), rows);
+          add_json(json::parse(line), place(number), rows);
         } else {
           const std::vector<std::string> fields = fields_of(line, extension == ".tsv" ? '\t' : ',');
           if (number == 1 && find_columns(fields, columns.path, columns.class_name)) continue;
@@ -96,9 +105,16 @@ class ListScanner final : public Scanner {
           add(field(columns.path), field(columns.class_name), rows);
         }
       } catch (const std::exception& error) {
-        reject(fmt::format("line {}", number), error.what(), rows);
+        reject(place(number), error.what(), rows);
       }
     }
+  }
+
+  /// Of a line that may end with a class.
+  static std::size_t path_length(std::string_view line) {
+    const std::size_t blank = line.find_last_of(" \t");
+    if (blank == std::string_view::npos || has_image_extension(line)) return line.size();
+    return has_image_extension(line.substr(0, blank)) ? blank : line.size();
   }
 
   /// Whether the first row of a table names its columns, and where they are.
@@ -128,14 +144,14 @@ class ListScanner final : public Scanner {
     }
     for (std::size_t i = 0; i < value.size(); ++i) {
       try {
-        add_json(value[i], rows);
+        add_json(value[i], fmt::format("entry {}", i), rows);
       } catch (const std::exception& error) {
         reject(fmt::format("entry {}", i), error.what(), rows);
       }
     }
   }
 
-  static void add_json(const json& entry, IndexRows& rows) {
+  void add_json(const json& entry, const std::string& place, IndexRows& rows) const {
     const auto text = [](const json& value) {
       if (value.is_string()) return value.get<std::string>();
       if (value.is_number_integer()) return value.dump();
@@ -143,15 +159,24 @@ class ListScanner final : public Scanner {
       throw core::InputError("it is neither a text nor a whole number");
     };
     if (entry.is_string()) return add(entry.get<std::string>(), {}, rows);
-    if (entry.is_array()) return add(text(entry.at(0)), entry.size() > 1 ? text(entry.at(1)) : std::string(), rows);
+    const auto label = [&](const json& value) {
+      try {
+        return text(value);
+      } catch (const core::InputError& error) {
+        rows.label_problems.push_back(
+            {fmt::format("{}, {}", list_.string(), place), fmt::format("The label is not used: {}.", error.what())});
+        return std::string();
+      }
+    };
+    if (entry.is_array()) return add(text(entry.at(0)), label(entry.size() > 1 ? entry.at(1) : json()), rows);
     if (!entry.is_object()) throw core::InputError("it is no object, pair or text");
     const auto member = [&](const auto& names) {
       for (const std::string_view name : names) {
-        if (const auto found = entry.find(name); found != entry.end()) return text(*found);
+        if (const auto found = entry.find(name); found != entry.end()) return *found;
       }
-      return std::string();
+      return json();
     };
-    add(member(kPathNames), member(kClassNames), rows);
+    add(text(member(kPathNames)), label(member(kClassNames)), rows);
   }
 
   void reject(const std::string& place, const std::string& reason, IndexRows& rows) const {
@@ -162,6 +187,14 @@ class ListScanner final : public Scanner {
 };
 
 }  // namespace
+
+std::string read_list(const fs::path& file) {
+  std::error_code error;
+  if (!fs::exists(file, error)) return {};
+  std::string text = core::read_text(file);
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
+  return text;
+}
 
 bool is_list(const fs::path& file) {
   static constexpr std::array<std::string_view, 5> kExtensions = {".txt", ".csv", ".tsv", ".json", ".jsonl"};

@@ -74,27 +74,33 @@ struct Loader::Impl {
     threads.clear();
   }
 
+  /// What a thread keeps from image to image.
+  struct Worker {
+    Augmenter augmenter;
+    Sample sample{};
+    std::vector<void*> crops{}, recipes{};  // places in tensors of the batch
+  };
+
   void work() {
-    Augmenter augmenter(config.augment);
     std::unique_lock lock(mutex);
-    while (true) {
-      work_ready.wait(lock, [&] { return stopping || failure || taken < images || can_start(); });
-      if (stopping || failure) return;
-      if (taken == images || filling.empty()) start_batch();
-      Filling& current = filling.back();  // a deque: stays in place while others are added and taken
-      const std::int64_t image = taken++;
-      lock.unlock();
-      try {
-        fill(current.batch, image, augmenter);
+    try {
+      Worker worker{Augmenter(config.augment)};
+      while (true) {
+        work_ready.wait(lock, [&] { return stopping || failure || taken < images || can_start(); });
+        if (stopping || failure) return;
+        if (taken == images || filling.empty()) start_batch();
+        Filling& current = filling.back();  // a deque: stays in place while others are added and taken
+        const std::int64_t image = taken++;
+        lock.unlock();
+        fill(current.batch, image, worker);
         lock.lock();
-      } catch (...) {
-        lock.lock();
-        if (!failure) failure = std::current_exception();
-        work_ready.notify_all();
-        batch_ready.notify_all();
-        return;
+        if (--current.left == 0) batch_ready.notify_all();
       }
-      if (--current.left == 0) batch_ready.notify_all();
+    } catch (...) {
+      if (!lock.owns_lock()) lock.lock();
+      if (!failure) failure = std::current_exception();
+      work_ready.notify_all();
+      batch_ready.notify_all();
     }
   }
 
@@ -128,13 +134,13 @@ struct Loader::Impl {
   }
 
   /// Everything about image `image` of this rank's part; the masks of a group come with its first image here.
-  void fill(Batch& batch, std::int64_t image, Augmenter& augmenter) {
+  void fill(Batch& batch, std::int64_t image, Worker& worker) {
     const std::int64_t slot = first_slot + image;
     if (image == 0 || slot % config.group == 0) fill_masks(batch, image);
 
     // Of every crop of the image: its place in tensors of all of them.
-    const auto places = [&](const at::Tensor& globals, const at::Tensor& locals) {
-      std::vector<void*> all;
+    const auto find = [&](std::vector<void*>& all, const at::Tensor& globals, const at::Tensor& locals) {
+      all.clear();
       const auto add = [&](const at::Tensor& tensor, std::int64_t number) {
         const std::size_t bytes = static_cast<std::size_t>(tensor.stride(0)) * tensor.element_size();
         all.push_back(static_cast<std::byte*>(tensor.data_ptr()) +
@@ -142,16 +148,15 @@ struct Loader::Impl {
       };
       for (std::int64_t c = 0; c < 2; ++c) add(globals, c);
       for (std::int64_t l = 0; l < config.augment.local_crops_number; ++l) add(locals, l);
-      return all;
     };
-    const std::int64_t position = batch.iteration * config.global_batch + slot;
-    Rendered rendered = render_sample(position, augmenter, places(batch.global_crops, batch.local_crops));
+    find(worker.crops, batch.global_crops, batch.local_crops);
+    const std::span<const CropPlan> plans = render_sample(batch.iteration * config.global_batch + slot, worker);
     if (!config.augment.finish) {
-      const std::vector<void*> recipes = places(batch.global_recipes, batch.local_recipes);
-      for (std::size_t c = 0; c < recipes.size(); ++c)
-        *static_cast<kernels::CropRecipe*>(recipes[c]) = recipe_of(config.augment, rendered.plans[c]);
+      find(worker.recipes, batch.global_recipes, batch.local_recipes);
+      for (std::size_t c = 0; c < plans.size(); ++c)
+        *static_cast<kernels::CropRecipe*>(worker.recipes[c]) = recipe_of(config.augment, plans[c]);
     }
-    batch.keys[static_cast<std::size_t>(image)] = std::move(rendered.key);
+    batch.keys[static_cast<std::size_t>(image)] = worker.sample.key;
   }
 
   /// This rank's rows of the masks of the group that image `image` belongs to.
@@ -168,19 +173,15 @@ struct Loader::Impl {
     }
   }
 
-  struct Rendered {
-    std::string key;
-    std::span<const CropPlan> plans;  ///< the augmenter's
-  };
-  /// Writes the crops of the image at a global position, or of the replacement of a broken one.
-  Rendered render_sample(std::int64_t position, Augmenter& augmenter, std::span<void* const> crops) {
+  /// Writes the crops of the image at a global position, or of the replacement of a broken one, which is then the
+  /// worker's sample. Returns its plans.
+  std::span<const CropPlan> render_sample(std::int64_t position, Worker& worker) {
     std::int64_t index = sampler(position);
     for (std::uint32_t attempt = 1; attempt <= kMaxAttempts; ++attempt) {
       mark_seen(index);
       try {
-        Sample sample = dataset->get(index);
-        const std::span<const CropPlan> plans = augmenter.augment(sample.bytes, config.seed, position, crops);
-        return {std::move(sample.key), plans};
+        dataset->read(index, worker.sample);
+        return worker.augmenter.augment(worker.sample.bytes, config.seed, position, worker.crops);
       } catch (const core::InputError& error) {
         reject(index, error.what());
       }

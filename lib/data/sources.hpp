@@ -14,13 +14,20 @@ bool has_image_extension(const std::filesystem::path& path);
 /// The extensions, for messages: ".jpg, .jpeg, ...".
 std::string image_extensions();
 
+/// The text of a list or table, without the mark that Windows puts before UTF-8; "" when there is no such file. Throws
+/// core::InputError when it cannot be read.
+std::string read_list(const std::filesystem::path& file);
+
 /// Class names in the order of `labels.txt` in `folder` or the one above it; empty when there is none.
 std::vector<std::string> read_class_order(const std::filesystem::path& folder);
+/// Adds the stamps of the files that it looks for.
+void stamp_class_order(const std::filesystem::path& folder, std::vector<Stamp>& stamps);
 
 std::unique_ptr<Scanner> scan_folder(const std::filesystem::path& folder);
 /// `shards`: tar files in order.
 std::unique_ptr<Scanner> scan_tars(std::vector<std::filesystem::path> shards);
-/// A list file: a path a line (.txt), CSV, TSV, JSON or JSON lines; rows that cannot be used are problems. Of a table,
+/// A list file: a path a line (.txt), CSV, TSV, JSON or JSON lines; rows that cannot be used are problems. A line of a
+/// .txt that ends like no image file, but does so without its last word, is a path and a class. Of a table,
 /// a first row that names its columns (path, file, file_name, filename, image or key; class, label, cls, target or
 /// wnid) says which are meant, else they are the first two. Of JSON, an array (or its member `images` or `labels`) of
 /// objects with such members, of pairs, or of strings.

@@ -71,9 +71,11 @@ int main(int count, char** arguments) {
   std::int64_t position = 0;
   io::Image decoded;
   data::Crop crop;
+  std::vector<std::uint8_t> copy;
   const std::map<std::string, std::function<void(std::size_t)>> parts{
       {"whole", [&](std::size_t i) { augmenter.augment(files[i], 0, position++, places); }},
       {"decode", [&](std::size_t i) { io::decode_image(files[i], {}, decoded); }},
+      {"copy", [&](std::size_t i) { copy = images[i].pixels; }},  // what memory allows: each pixel read and written
       {"resize",
        [&](std::size_t i) {
          for (int c = 0; c < 2; ++c) resize(resizer, images[i], kGlobalShare, kGlobal, crop);

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The published input pipeline on torchvision and Pillow, on one thread, whole and part by part.
 
+decode_augment_peer.py FOLDER [opencv]; with the latter, decoding and resizing are OpenCV's.
 The same parts and protocol as decode_augment.cpp: for each line of standard input, which names a part, every file of the
 folder once, and a JSON object on standard output. tests/bench/decode_augment runs both in turn.
 """
@@ -46,14 +47,14 @@ def whole(data):
     return [global1(image), global2(image)] + [local(image) for _ in range(LOCALS)]
 
 
-def centred(image, share):
-    """Left, top, width and height of a centred box with this share of the image's area."""
-    width, height = (max(1, int(side * math.sqrt(share))) for side in image.size)
-    return (image.width - width) // 2, (image.height - height) // 2, width, height
+def centred(whole_width, whole_height, share):
+    """Left, top, width and height of a centred box with this share of an image's area."""
+    width, height = (max(1, int(side * math.sqrt(share))) for side in (whole_width, whole_height))
+    return (whole_width - width) // 2, (whole_height - height) // 2, width, height
 
 
 def resized(image, share, size):
-    left, top, width, height = centred(image, share)
+    left, top, width, height = centred(*image.size, share)
     return F.resized_crop(image, top, left, height, width, [size, size], BICUBIC)
 
 
@@ -70,11 +71,29 @@ crops = [resized(image, 0.66, GLOBAL) for image in images]
 parts = {
     "whole": lambda i: whole(files[i]),
     "decode": lambda i: decode(files[i]),
+    "copy": lambda i: images[i].copy(),
     "resize": lambda i: [resized(images[i], *crop) for crop in [(0.66, GLOBAL)] * 2 + [(0.185, LOCAL)] * LOCALS],
     "colour": lambda i: colours(crops[i]),
     "blur": lambda i: F.gaussian_blur(crops[i], [9, 9], [1.0, 1.0]),
     "normalize": lambda i: normal[1](normal[0](crops[i])),
 }
+if sys.argv[2:] == ["opencv"]:
+    import cv2
+    import numpy
+
+    cv2.setNumThreads(1)
+    encoded = [numpy.frombuffer(data, numpy.uint8) for data in files]
+    arrays = [numpy.array(image) for image in images]
+
+    def resized_by_opencv(array, share, size):
+        left, top, width, height = centred(array.shape[1], array.shape[0], share)
+        part = array[top:top + height, left:left + width]  # INTER_AREA: its only filter that does not alias
+        return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+
+    parts["decode"] = lambda i: cv2.cvtColor(cv2.imdecode(encoded[i], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    parts["copy"] = lambda i: arrays[i].copy()
+    parts["resize"] = lambda i: [resized_by_opencv(arrays[i], *crop)
+                                 for crop in [(0.66, GLOBAL)] * 2 + [(0.185, LOCAL)] * LOCALS]
 for line in sys.stdin:
     part = parts[line.strip()]
     begin = time.perf_counter()

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <latch>
 #include <memory>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -187,6 +188,16 @@ TEST_CASE("what a worker throws leaves next()") {
       "the worker fails", std::runtime_error);
   CHECK_THROWS_AS(loader.next(), std::runtime_error);
 }
+
+// Sanitizers end a process that asks for too much.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("a batch that there is no memory for is an error, not the end of the process") {
+  data::LoaderConfig config = small_config();
+  config.augment.global_crops_size = 1 << 20;
+  data::Loader loader(std::make_shared<Pictures>(20), config, 0, 1, 0);
+  CHECK_THROWS_AS(loader.next(), std::bad_alloc);
+}
+#endif
 
 TEST_CASE("a loader stops cleanly at any time") {
   const auto pictures = std::make_shared<Pictures>(20);

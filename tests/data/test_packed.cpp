@@ -1,18 +1,23 @@
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <optional>
 #include <set>
 #include <stdexcept>
 #include <utility>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include "core/error.hpp"
 #include "data/packed.hpp"
 #include "data/packed_writer.hpp"
+#include "data/sources.hpp"
+#include "io/hdf5.hpp"
 #include "io/sharded_array.hpp"
 #include "pictures.hpp"
 #include "testing.hpp"
@@ -414,6 +419,100 @@ TEST_CASE("places outside of a part are listed, and columns of a wrong type or l
   CHECK(reopened("label", changed(5, 17)).size() == 4);  // an image without a class
   CHECK(
       contains(reopened("hash", [](const at::Tensor& column) { return column.to(at::kDouble); }), "its column `hash`"));
+}
+
+TEST_CASE("mutated files of packed images give the same images, or an error of ours") {
+  const testing::TemporaryDirectory directory;
+  pack(directory.path());
+  const fs::path packed = directory.path() / "packed";
+  const fs::path copy = directory.path() / fmt::format("copy-{}", testing::world().rank());
+  std::map<std::string, std::vector<std::byte>> images;
+  const auto read = [&](const fs::path& folder, auto&& take) {
+    data::IndexRows rows;
+    const auto scanner = data::scan_packed(folder / data::kPackedIndexName);
+    const std::vector<std::string> units = scanner->units(1, rows);
+    scanner->scan(units.at(0), 0, rows);
+    const auto set =
+        data::indexed_images(std::make_shared<const data::Index>(rows), folder, rows.containers, /*labelled=*/false);
+    for (std::int64_t row = 0; row < set->size(); ++row) take(set->get(row));
+  };
+  read(packed, [&](const data::Sample& sample) { images[sample.key] = sample.bytes; });
+  CHECK(images.size() == 13);
+  fs::copy(packed, copy);
+  int refused = 0, unharmed = 0;
+  for (const auto& entry : fs::directory_iterator(packed)) {
+    if (entry.path().extension() != ".h5") continue;
+    const std::vector<std::byte> whole = testing::read_file(entry.path());
+    const fs::path mutant = copy / entry.path().filename();
+    for (std::uint64_t seed = 0; seed < 150; ++seed) {
+      CAPTURE(mutant.string());
+      CAPTURE(seed);
+      core::Random random(seed, core::Purpose::demo, 0);
+      std::vector<std::byte> bytes = whole;
+      for (std::int64_t flips = 1 + random.below(3); flips > 0; --flips) {
+        const std::int64_t end =
+            random.chance(0.5) ? std::ssize(bytes) : std::min<std::int64_t>(std::ssize(bytes), 2048);
+        bytes[static_cast<std::size_t>(random.below(end))] ^= static_cast<std::byte>(1 << random.below(8));
+      }
+      testing::write_file(mutant, bytes);
+      try {
+        read(copy, [&](const data::Sample& sample) {
+          const auto found = images.find(sample.key);
+          if (found != images.end()) CHECK(std::ranges::equal(sample.bytes, found->second));
+        });
+        ++unharmed;
+      } catch (const core::Error& error) {
+        CHECK(std::string(error.what()).size() > 20);
+        ++refused;
+      }
+    }
+    testing::write_file(mutant, whole);
+  }
+  CHECK(refused > 20);
+  CHECK(unharmed > 20);
+}
+
+TEST_CASE("image bytes of a wrong type, length or layout are refused") {
+  const testing::TemporaryDirectory directory;
+  pack(directory.path());
+  const auto error_with = [&](const auto& make) {
+    testing::on_first_rank([&] {
+      fs::remove(part_file(directory.path(), 0));
+      io::hdf5::File file(part_file(directory.path(), 0), io::hdf5::Access::create);
+      io::hdf5::Group root = file.root();
+      make(root);
+      file.close();
+    });
+    try {
+      data::open_dataset(testing::world(), directory.path() / "packed", data::Labels::ignored);
+    } catch (const core::Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const std::int64_t size = [&] {
+    const io::hdf5::File file(part_file(directory.path(), 0), io::hdf5::Access::read);
+    return file.root().dataset("bytes").shape().at(0);
+  }();
+  testing::world().barrier();
+  const auto bytes_of = [](comm::DType type, std::int64_t length, io::hdf5::Layout layout) {
+    return [=](io::hdf5::Group& root) {
+      const std::vector<std::int32_t> zeros(static_cast<std::size_t>(length));
+      const std::int64_t shape[] = {length};
+      io::hdf5::Dataset bytes = root.create_dataset("bytes", type, shape, layout);
+      bytes.write({const_cast<std::int32_t*>(zeros.data()), length, type});
+      bytes.close();
+    };
+  };
+  const auto names = [](const std::string& error) {
+    return error.find("images-bytes.00000.h5") != std::string::npos || error.find("`bytes`") != std::string::npos;
+  };
+  using io::hdf5::Layout;
+  CHECK(error_with(bytes_of(comm::DType::u8, size, Layout::contiguous)) == "");
+  CHECK(names(error_with(bytes_of(comm::DType::u8, size - 1, Layout::contiguous))));
+  CHECK(names(error_with(bytes_of(comm::DType::i32, size, Layout::contiguous))));
+  CHECK(names(error_with(bytes_of(comm::DType::u8, size, Layout::checked_chunks))));
+  CHECK(names(error_with([](io::hdf5::Group&) {})));
 }
 
 }  // namespace allosaur

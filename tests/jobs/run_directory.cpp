@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <sstream>
 #include <string>
 
@@ -129,4 +130,21 @@ TEST_CASE("rejected files: listed at once, merged once each, and an error past t
   CHECK_THROWS_WITH_AS(rejected.judge(5, 0.1), doctest::Contains(counted.c_str()), core::InputError);
   CHECK_THROWS_WITH_AS(rejected.judge(5, 0.1), doctest::Contains("run.max_rejected = 0.1"), core::InputError);
   CHECK(line_count(merged) == static_cast<std::size_t>(ranks + 1));
+}
+
+TEST_CASE("problems of a source are listed, and weighed against all that it held") {
+  Fixture fixture;
+  jobs::Context context = fixture.context();
+  const std::filesystem::path list = fixture.path() / "list.csv";
+  if (testing::world().rank() == 0) std::ofstream(list) << "a.png\nb.png\nc.png\n,nothing\n";
+  testing::world().barrier();
+  const auto source = data::open_dataset(testing::world(), list, data::Labels::ignored);
+  jobs::RejectedList rejected(context, fixture.path());
+  rejected.add_problems(*source);
+  rejected.judge(0, 0.25);
+  rejected.judge(1, 0.25);  // however few images were tried
+  CHECK(line_count(fixture.path() / "rejected.jsonl") == 1);
+  testing::world().barrier();
+  CHECK_THROWS_WITH_AS(rejected.judge(9, 0.24), doctest::Contains("1 of 4 input files could not be used"),
+                       core::InputError);
 }
