@@ -5,6 +5,7 @@
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
 #ifdef ALLOSAUR_HAVE_CUDA
+#include <ATen/Context.h>
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "comm/nccl_communicator.hpp"
@@ -47,6 +48,7 @@ ComputeDevice::ComputeDevice(Context& context, const std::string& key)
 #ifdef ALLOSAUR_HAVE_CUDA
   device_ = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(context.node_rank));
   comm::coordinate(world_, [&] { c10::cuda::set_device(device_.index()); });
+  at::globalContext().setFloat32MatmulPrecision("high");  // TF32 in what float32 products there are, as published
   auto group = std::make_unique<comm::NcclCommunicator>(world_, device_.index());
   watchdog_.watch([nccl = group.get()] { nccl->throw_if_failed(); });
   group_ = std::move(group);

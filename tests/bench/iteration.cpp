@@ -13,9 +13,7 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <malloc.h>
-#include <sys/resource.h>
 #ifdef ALLOSAUR_HAVE_CUDA
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #endif
 
@@ -25,7 +23,7 @@
 #include "comm/nccl_communicator.hpp"
 #endif
 #include "core/random.hpp"
-#include "model/linear.hpp"
+#include "train/measure.hpp"
 #include "train/plan.hpp"
 #include "train/step.hpp"
 
@@ -132,33 +130,6 @@ void synchronise(const at::Device& device) {
   (void)device;
 }
 
-/// Of the device's tensors, or of the process.
-std::int64_t peak_bytes(const at::Device& device) {
-#ifdef ALLOSAUR_HAVE_CUDA
-  if (device.is_cuda()) return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak;
-#endif
-  (void)device;
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return std::int64_t{usage.ru_maxrss} * 1024;
-}
-
-/// Floating-point operations a second of a large product in the compute type.
-double matrix_rate(const train::UnitsConfig& units, bool fast) {
-  const at::NoGradGuard no_grad;
-  const std::int64_t side = units.device.is_cuda() ? 8192 : 1024;
-  const at::Tensor x =
-      at::ones({side, side}, at::TensorOptions(units.device).dtype(train::scalar_type(units.precision)));
-  const auto multiply = [&] {
-    model::linear(x, x, x[0], fast);
-    synchronise(units.device);
-  };
-  multiply();
-  std::vector<double> seconds;
-  for (int i = 0; i < 5; ++i) seconds.push_back(bench::seconds(multiply));
-  return 2.0 * static_cast<double>(side * side * side) / bench::median(seconds);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -197,7 +168,7 @@ int main(int argc, char** argv) {
   train::Trainer trainer(world, *data, student, teacher, units, {}, config.units);
   const train::Plan plan = train::plan(config, 1);
   const double work = (plan.teacher.total() + plan.student.total()) * static_cast<double>(config.batch_size),
-               rate = matrix_rate(config.units, arguments.fast);
+               rate = train::matrix_rate(config.units, arguments.fast);
 
   std::int64_t iteration = 0;
   train::StepResult result;
@@ -218,8 +189,8 @@ int main(int argc, char** argv) {
       fmt::print(stderr, "error: iteration {} is not finite.\n", iteration);
       return 5;
     }
-    fmt::print("{{\"seconds\": {:.4f}, \"peak_bytes\": {}, \"loss\": {:.4f}, \"utilisation\": {:.3f}}}\n", seconds,
-               peak_bytes(config.units.device), result.total, work / seconds / rate);
+    fmt::print("{{\"seconds\": {:.4f}, \"peak_bytes\": {:.0f}, \"loss\": {:.4f}, \"utilisation\": {:.3f}}}\n", seconds,
+               train::peak_memory_bytes(config.units.device), result.total, work / seconds / rate);
     std::fflush(stdout);
   }
 }
