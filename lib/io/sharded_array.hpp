@@ -60,6 +60,7 @@ class ShardedReader {
   std::vector<std::string> read_strings(const std::string& name) const;
   std::string text_attribute(const std::string& name) const;
   std::int64_t integer_attribute(const std::string& name) const;
+  bool has_attribute(const std::string& name) const;
 
  private:
   struct Impl;

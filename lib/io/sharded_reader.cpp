@@ -172,4 +172,8 @@ std::int64_t ShardedReader::integer_attribute(const std::string& name) const {
   return impl_->attribute<std::int64_t>(name);
 }
 
+bool ShardedReader::has_attribute(const std::string& name) const {
+  return impl_->manifest.attributes.contains(name);
+}
+
 }  // namespace allosaur::io

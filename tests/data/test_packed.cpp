@@ -495,11 +495,11 @@ TEST_CASE("image bytes of a wrong type, length or layout are refused") {
     return file.root().dataset("bytes").shape().at(0);
   }();
   testing::world().barrier();
-  const auto bytes_of = [](comm::DType type, std::int64_t length, io::hdf5::Layout layout) {
+  const auto bytes_of = [](comm::DType type, std::int64_t length) {
     return [=](io::hdf5::Group& root) {
       const std::vector<std::int32_t> zeros(static_cast<std::size_t>(length));
       const std::int64_t shape[] = {length};
-      io::hdf5::Dataset bytes = root.create_dataset("bytes", type, shape, layout);
+      io::hdf5::Dataset bytes = root.create_dataset("bytes", type, shape);
       bytes.write({const_cast<std::int32_t*>(zeros.data()), length, type});
       bytes.close();
     };
@@ -507,11 +507,15 @@ TEST_CASE("image bytes of a wrong type, length or layout are refused") {
   const auto names = [](const std::string& error) {
     return error.find("images-bytes.00000.h5") != std::string::npos || error.find("`bytes`") != std::string::npos;
   };
-  using io::hdf5::Layout;
-  CHECK(error_with(bytes_of(comm::DType::u8, size, Layout::contiguous)) == "");
-  CHECK(names(error_with(bytes_of(comm::DType::u8, size - 1, Layout::contiguous))));
-  CHECK(names(error_with(bytes_of(comm::DType::i32, size, Layout::contiguous))));
-  CHECK(names(error_with(bytes_of(comm::DType::u8, size, Layout::checked_chunks))));
+  const auto in_pieces = [&](io::hdf5::Group& root) {
+    const std::int64_t shape[] = {size};
+    const std::vector<io::hdf5::VirtualSlice> elsewhere{{"other.h5", "bytes", size}};
+    root.create_virtual_dataset("bytes", comm::DType::u8, shape, elsewhere);
+  };
+  CHECK(error_with(bytes_of(comm::DType::u8, size)) == "");
+  CHECK(names(error_with(bytes_of(comm::DType::u8, size - 1))));
+  CHECK(names(error_with(bytes_of(comm::DType::i32, size))));
+  CHECK(names(error_with(in_pieces)));
   CHECK(names(error_with([](io::hdf5::Group&) {})));
 }
 
