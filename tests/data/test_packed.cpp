@@ -481,6 +481,7 @@ TEST_CASE("image bytes of a wrong type, length or layout are refused") {
       io::hdf5::File file(part_file(directory.path(), 0), io::hdf5::Access::create);
       io::hdf5::Group root = file.root();
       make(root);
+      root = {};
       file.close();
     });
     try {

@@ -44,6 +44,8 @@ bool misbehave(const std::string& what, comm::Communicator& world, comm::Watchdo
   if (what == "other-collective") world.barrier();
   if (what == "two-signals") {
     ::raise(SIGUSR1);
+    ::raise(SIGUSR1);  // the same request, passed on by another
+    std::this_thread::sleep_for(std::chrono::milliseconds(1200));
     ::raise(SIGUSR1);
   }
   return false;
