@@ -36,13 +36,13 @@ constexpr std::uint64_t kSeed = 0;
 
 struct Arguments {
   std::string arch = "vit_small", device = "cpu", precision = "float32", images = "4", threads = "1";
-  bool fast = false;
+  bool fast = false, recompute = false;
 };
 
 [[noreturn]] void refuse(const std::string& what) {
   fmt::print(stderr,
              "error: {}.\nusage: bench_iteration [--arch NAME] [--device cpu|cuda] [--precision "
-             "float32|bfloat16|float16] [--images N] [--threads N] [--fast]\n",
+             "float32|bfloat16|float16] [--images N] [--threads N] [--fast] [--recompute]\n",
              what);
   std::exit(2);
 }
@@ -59,6 +59,8 @@ Arguments parse(int argc, char** argv) {
                                                  : nullptr;
     if (flag == "--fast")
       arguments.fast = true;
+    else if (flag == "--recompute")
+      arguments.recompute = true;
     else if (value == nullptr || ++i == argc)
       refuse("there is no flag " + flag + ", or no value follows it");
     else
@@ -144,6 +146,7 @@ int main(int argc, char** argv) {
 
   train::TrainConfig config;
   config.network = published_network(arguments.arch, arguments.fast);
+  config.network.checkpoint_activations = arguments.recompute;
   config.drop_path_rates.assign(static_cast<std::size_t>(config.network.backbone.depth), 0.3);
   config.batch_size = config.group = config.micro_batch = positive("--images", arguments.images);
   config.units.precision = precision(arguments.precision);
