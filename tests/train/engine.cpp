@@ -151,6 +151,26 @@ TEST_CASE("losses and updates do not depend on the number of ranks or micro-batc
   }
 }
 
+TEST_CASE("an iteration without masked patches, on one rank or on all, trains the rest") {
+  auto& world = testing::world();
+  for (const auto centering : {train::Centering::sinkhorn_knopp, train::Centering::softmax})
+    for (const bool everywhere : {false, true}) {
+      Engine engine(world, {}, false, centering);
+      const at::Tensor before = engine.weights();
+      train::StepResult result;
+      for (int i = 0; i < 2; ++i) {
+        train::StepInput input = engine.input();
+        if (everywhere || world.rank() == 0) input.batches[0].masks.fill_(false);
+        result = engine.trainer->run(input);
+        CHECK(result.verdict == train::StepVerdict::updated);
+      }
+      CHECK((result.ibot == 0) == (everywhere || world.size() == 1));
+      CHECK(result.dino_global > 0);
+      CHECK(at::isfinite(engine.weights()).all().item<bool>());
+      CHECK(distance(engine.weights(), before) > 0);
+    }
+}
+
 #ifdef ALLOSAUR_HAVE_CUDA
 TEST_CASE("iterations on a GPU are those on a CPU") {
   auto& world = testing::world();
