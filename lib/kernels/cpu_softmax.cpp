@@ -61,19 +61,22 @@ struct ScoreSums {
   float dot;  // of target and scores
 };
 
-/// s becomes exp(scale * (s - max s)).
-ALLOSAUR_VECTORISED ScoreSums score_exponentials(std::int64_t n, float* __restrict s, float scale,
-                                                 const float* __restrict target) {
+/// s becomes exp(factor * (z - max z)) of z = scale * s.
+ALLOSAUR_VECTORISED ScoreSums score_exponentials(std::int64_t n, float* __restrict s, const float* __restrict scale,
+                                                 float factor, const float* __restrict target) {
   float largest = kLowest, sum = 0, dot = 0;
 #pragma omp simd reduction(max : largest)
-  for (std::int64_t i = 0; i < n; ++i) largest = largest < s[i] ? s[i] : largest;
+  for (std::int64_t i = 0; i < n; ++i) {
+    s[i] *= scale[i];
+    largest = largest < s[i] ? s[i] : largest;
+  }
 #pragma omp simd reduction(+ : sum, dot)
   for (std::int64_t i = 0; i < n; ++i) {
     dot += target[i] * s[i];
-    s[i] = exp(scale * (s[i] - largest));
+    s[i] = exp(factor * (s[i] - largest));
     sum += s[i];
   }
-  return {{largest * scale, sum}, dot};
+  return {{largest * factor, sum}, dot};
 }
 
 ALLOSAUR_VECTORISED void scale_by(std::int64_t n, const float* __restrict x, float factor, float* __restrict output) {
@@ -84,9 +87,9 @@ ALLOSAUR_VECTORISED void add_scaled(std::int64_t n, const float* __restrict x, f
   for (std::int64_t i = 0; i < n; ++i) output[i] += x[i] * factor;
 }
 
-ALLOSAUR_VECTORISED void score_gradient(std::int64_t n, float* __restrict s, float factor,
-                                        const float* __restrict target, float weight) {
-  for (std::int64_t i = 0; i < n; ++i) s[i] = s[i] * factor - weight * target[i];
+ALLOSAUR_VECTORISED void score_gradient(std::int64_t n, float* __restrict s, const float* __restrict scale,
+                                        float factor, const float* __restrict target, float weight) {
+  for (std::int64_t i = 0; i < n; ++i) s[i] = scale[i] * (s[i] * factor - weight * target[i]);
 }
 
 /// One more row of a running maximum over rows.
@@ -147,7 +150,7 @@ void run(const TargetRows& k) {
 }
 
 void run(const CrossEntropyRows& k) {
-  const auto scale = static_cast<float>(1 / k.temperature);
+  const auto inverse_temperature = static_cast<float>(1 / k.temperature);
   for_rows(k.rows, k.prototypes, [&](std::int64_t begin, std::int64_t end) {
     Blocks blocks(k.prototypes);
     for (std::int64_t i = begin; i < end; ++i) {
@@ -155,7 +158,8 @@ void run(const CrossEntropyRows& k) {
       const float* target = k.target + i * k.prototypes;
       double dot = 0;
       for_blocks(k.prototypes, [&](std::int64_t first, std::int64_t n) {
-        const ScoreSums sums = score_exponentials(n, scores + first, scale, target + first);
+        const ScoreSums sums =
+            score_exponentials(n, scores + first, k.scale + first, inverse_temperature, target + first);
         blocks.at(first) = sums.exponentials;
         dot += sums.dot;
       });
@@ -163,7 +167,8 @@ void run(const CrossEntropyRows& k) {
       k.loss[i] = static_cast<float>(k.row_weight[i] * (k.mass * normaliser - dot / k.temperature));
       for_blocks(k.prototypes, [&](std::int64_t first, std::int64_t n) {
         const double factor = weight * k.mass * std::exp(blocks.at(first).largest - normaliser);
-        score_gradient(n, scores + first, static_cast<float>(factor), target + first, static_cast<float>(weight));
+        score_gradient(n, scores + first, k.scale + first, static_cast<float>(factor), target + first,
+                       static_cast<float>(weight));
       });
     }
   });

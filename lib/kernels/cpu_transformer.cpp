@@ -117,10 +117,8 @@ ALLOSAUR_VECTORISED Products dot(std::int64_t n, const float* x, const float* y)
   return {xx, xy};
 }
 
-/// output = a x + b y.
-ALLOSAUR_VECTORISED void combine(std::int64_t n, float a, const float* __restrict x, float b, const float* __restrict y,
-                                 float* __restrict output) {
-  for (std::int64_t i = 0; i < n; ++i) output[i] = a * x[i] + b * y[i];
+ALLOSAUR_VECTORISED void add_multiple(std::int64_t n, float factor, const float* __restrict x, float* __restrict y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
 }
 
 std::int64_t rows_a_piece(std::int64_t width) {
@@ -291,17 +289,12 @@ void run(const WeightNorm& k) {
 
 void run(const WeightNormBackward& k) {
   for_pieces(k.rows, rows_a_piece(k.dim), [&](std::int64_t begin, std::int64_t end) {
-    View gain(k.gain, k.type, 1), direction(k.direction, k.type, k.dim);
-    View grad_output(k.grad_output, k.output_type, k.dim);
-    View grad_gain(k.grad_gain, k.type, 1), grad_direction(k.grad_direction, k.type, k.dim);
     for (std::int64_t i = begin; i < end; ++i) {
-      const float *v = direction.read(i * k.dim, k.dim), *grad = grad_output.read(i * k.dim, k.dim);
+      const float* v = k.direction + i * k.dim;
+      float* grad = k.grad_direction + i * k.dim;
       const Products products = dot(k.dim, v, grad);
-      const float norm = std::sqrt(products.xx), along = products.xy / norm, scale = *gain.read(i, 1) / norm;
-      *grad_gain.write(i) = along;
-      grad_gain.finish(i, 1);
-      combine(k.dim, scale, grad, -scale * along / norm, v, grad_direction.write(i * k.dim));
-      grad_direction.finish(i * k.dim, k.dim);
+      k.grad_gain[i] = products.xy / (k.scale[i] * std::sqrt(products.xx));
+      add_multiple(k.dim, -products.xy / products.xx, v, grad);
     }
   });
 }

@@ -137,21 +137,22 @@ __global__ void target_rows(TargetRows k, float scale, float weight) {
   }
 }
 
-__global__ void cross_entropy_rows(CrossEntropyRows k, float scale) {
+__global__ void cross_entropy_rows(CrossEntropyRows k, float factor) {
   const std::int64_t begin = blockIdx.x * k.prototypes;
   float *s = k.scores + begin, dot = 0;
   const float* target = k.target + begin;
   Exponentials e;
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads) {
-    e.add(s[i] * scale);
+    s[i] *= k.scale[i];
+    e.add(s[i] * factor);
     dot += target[i] * s[i];
   }
   const float normaliser = log_sum_exp_over_block(e), weight = k.row_weight[blockIdx.x];
   dot = sum_over_block(dot).a;
   const auto mass = static_cast<float>(k.mass);
-  if (threadIdx.x == 0) k.loss[blockIdx.x] = weight * (mass * normaliser - dot * scale);
+  if (threadIdx.x == 0) k.loss[blockIdx.x] = weight * (mass * normaliser - dot * factor);
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads)
-    s[i] = weight * scale * (mass * expf(s[i] * scale - normaliser) - target[i]);
+    s[i] = k.scale[i] * weight * factor * (mass * expf(s[i] * factor - normaliser) - target[i]);
 }
 
 template <class T>
@@ -330,22 +331,16 @@ __global__ void weight_norm(WeightNorm k) {
   for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) put(output + i, widen(v[i]) * scale);
 }
 
-template <class T, class Output>
 __global__ void weight_norm_backward(WeightNormBackward k) {
-  const T* v = static_cast<const T*>(k.direction) + blockIdx.x * k.dim;
-  const Output* grad = static_cast<const Output*>(k.grad_output) + blockIdx.x * k.dim;
-  T* grad_direction = static_cast<T*>(k.grad_direction) + blockIdx.x * k.dim;
-  float squares = 0, product = 0;
+  const float* v = k.direction + blockIdx.x * k.dim;
+  float *grad = k.grad_direction + blockIdx.x * k.dim, squares = 0, product = 0;
   for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) {
-    squares += widen(v[i]) * widen(v[i]);
-    product += widen(v[i]) * widen(grad[i]);
+    squares += v[i] * v[i];
+    product += v[i] * grad[i];
   }
   const Sums sums = sum_over_block(squares, product);
-  const float norm = sqrtf(sums.a), along = sums.b / norm;
-  const float scale = widen(static_cast<const T*>(k.gain)[blockIdx.x]) / norm;
-  if (threadIdx.x == 0) put(static_cast<T*>(k.grad_gain) + blockIdx.x, along);
-  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads)
-    put(grad_direction + i, scale * (widen(grad[i]) - along / norm * widen(v[i])));
+  if (threadIdx.x == 0) k.grad_gain[blockIdx.x] = sums.b / (k.scale[blockIdx.x] * sqrtf(sums.a));
+  for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) grad[i] -= sums.b / sums.a * v[i];
 }
 
 unsigned blocks_for(std::int64_t elements) {
@@ -491,12 +486,7 @@ void run(const WeightNorm& k, void* stream) {
 
 void run(const WeightNormBackward& k, void* stream) {
   if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    with_type(k.output_type, [&](auto output) {
-      weight_norm_backward<decltype(type), decltype(output)>
-          <<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-    });
-  });
+  weight_norm_backward<<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
   check(cudaGetLastError(), "WeightNormBackward");
 }
 

@@ -47,12 +47,14 @@ struct TargetRows {
   float* output = nullptr;  ///< [rows, K]
 };
 
-/// Cross-entropy of rows of scores against targets whose rows sum to `mass`, and its gradient:
+/// Cross-entropy of rows of scores s_ik = scale_k * scores_ik against targets whose rows sum to `mass`, and its
+/// gradient:
 ///   loss[i] = row_weight[i] * (mass * logsumexp(s_i / temperature) - sum_k target_ik s_ik / temperature)
-///   scores[i] becomes row_weight[i] / temperature * (mass * softmax(s_i / temperature) - target_i)
+///   scores_ik becomes scale_k * row_weight[i] / temperature * (mass * softmax(s_i / temperature)_k - target_ik)
 struct CrossEntropyRows {
   std::int64_t rows = 0, prototypes = 0;
   float* scores = nullptr;            ///< [rows, K], in and out
+  const float* scale = nullptr;       ///< [K]
   const float* target = nullptr;      ///< [rows, K]
   const float* row_weight = nullptr;  ///< [rows]
   double mass = 1, temperature = 1;
@@ -173,13 +175,15 @@ struct WeightNorm {
   void* output = nullptr;                            ///< [rows, dim] of `output_type`
 };
 
-/// Its gradients.
+/// The gradients of scores scale_k * (x . v_k), scale_k = gain_k / |v_k|, v the directions. grad_direction comes with
+/// sum_i scale_k * d score_ik * x_i, added to what earlier calls left, and loses its part along v_k, which belongs to
+/// the gain: grad_gain_k = (grad_direction_k . v_k) / (scale_k |v_k|).
 struct WeightNormBackward {
   std::int64_t rows = 0, dim = 0;
-  Type type = Type::f32, output_type = Type::f32;
-  const void *gain = nullptr, *direction = nullptr;
-  const void* grad_output = nullptr;                     ///< [rows, dim] of `output_type`
-  void *grad_gain = nullptr, *grad_direction = nullptr;  ///< [rows], [rows, dim] of `type`
+  const float* direction = nullptr;  ///< [rows, dim]
+  const float* scale = nullptr;      ///< [rows], none zero
+  float* grad_direction = nullptr;   ///< [rows, dim], in and out
+  float* grad_gain = nullptr;        ///< [rows]
 };
 
 /// Blur is separable, and reaches this far each way.

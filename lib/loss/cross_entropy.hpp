@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "loss/targets.hpp"
+#include "model/head.hpp"
 
 namespace allosaur::loss {
 
@@ -20,21 +21,27 @@ struct Comparison {
 
 /// What prototype_cross_entropy() gives.
 struct CrossEntropy {
-  at::Tensor total;  // f32 [], differentiable in the student's embeddings and prototypes
+  at::Tensor total;  // f32 []
   std::vector<at::Tensor>
       per_crop;  // f32 [C] of each comparison: its parts by student crop, without its weight; detached
 };
 
+struct CrossEntropyConfig {
+  double student_temperature = 0.1;
+  double scale = 1;   ///< of the total: what else its gradient would be multiplied by, such as a loss scale
+  bool fast = false;  ///< see model::Products, for the three products with the prototypes
+};
+
 /// The weighted sum of comparisons that share prototypes. The student's scores are formed, consumed and turned into
 /// gradients chunk by chunk: prototype product, log-softmax, cross-entropy and the gradients of embeddings and
-/// prototypes in one pass; nothing of size rows x K is kept.
-///   student     f32 [rows, b]   embeddings from the head: those of each comparison in turn, crop-major
-///   prototypes  f32 [K, b]      effective prototypes
-///   fast        see model::Products, for the three products with the prototypes
-/// 16-bit embeddings are widened to float32. One backward pass only.
-CrossEntropy prototype_cross_entropy(const at::Tensor& student, const at::Tensor& prototypes,
-                                     const std::vector<Comparison>& comparisons, double student_temperature = 0.1,
-                                     bool fast = false);
+/// prototypes in one pass; nothing of size rows x K is kept, nor effective prototypes: their norms scale the scores.
+///   student     [rows, b]   embeddings from the head: those of each comparison in turn, crop-major; 16 bits are
+///   widened prototypes  leaves, or values without gradients
+/// The gradients of prototypes are added to their .grad() here, while the scores are at hand (without copy where that
+/// is float32); it holds nothing but what earlier calls added. Backward, once and with a gradient of one, delivers
+/// those of the embeddings, and runs the hooks of the leaves.
+CrossEntropy prototype_cross_entropy(const at::Tensor& student, const model::Prototypes& prototypes,
+                                     const std::vector<Comparison>& comparisons, const CrossEntropyConfig& config = {});
 
 /// How the teacher uses its prototypes, to see a collapse coming.
 struct TargetStatistics {

@@ -244,39 +244,6 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
   }
 };
 
-struct WeightNormFunction : torch::autograd::Function<WeightNormFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gain, const at::Tensor& direction,
-                            at::ScalarType type) {
-    context->save_for_backward({gain, direction});
-    at::Tensor output = at::empty(direction.sizes(), direction.options().dtype(type));
-    kernels::run(kernel_device(direction), kernels::WeightNorm{.rows = direction.size(0),
-                                                               .dim = direction.size(1),
-                                                               .type = kernel_type(direction),
-                                                               .output_type = kernel_type(output),
-                                                               .gain = gain.const_data_ptr(),
-                                                               .direction = direction.const_data_ptr(),
-                                                               .output = output.mutable_data_ptr()});
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grad_output) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor &gain = saved[0], &direction = saved[1], grad = grad_output[0].contiguous();
-    at::Tensor grad_gain = at::empty_like(gain), grad_direction = at::empty_like(direction);
-    kernels::run(kernel_device(direction),
-                 kernels::WeightNormBackward{.rows = direction.size(0),
-                                             .dim = direction.size(1),
-                                             .type = kernel_type(direction),
-                                             .output_type = kernel_type(grad),
-                                             .gain = gain.const_data_ptr(),
-                                             .direction = direction.const_data_ptr(),
-                                             .grad_output = grad.const_data_ptr(),
-                                             .grad_gain = grad_gain.mutable_data_ptr(),
-                                             .grad_direction = grad_direction.mutable_data_ptr()});
-    return {grad_gain, grad_direction, {}};
-  }
-};
-
 }  // namespace
 
 kernels::Device kernel_device(const at::Tensor& tensor) {
@@ -307,7 +274,15 @@ at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activati
 }
 
 at::Tensor weight_norm(const at::Tensor& gain, const at::Tensor& direction, at::ScalarType type) {
-  return WeightNormFunction::apply(gain, direction, type);
+  at::Tensor output = at::empty(direction.sizes(), direction.options().dtype(type));
+  kernels::run(kernel_device(direction), kernels::WeightNorm{.rows = direction.size(0),
+                                                             .dim = direction.size(1),
+                                                             .type = kernel_type(direction),
+                                                             .output_type = kernel_type(output),
+                                                             .gain = gain.const_data_ptr(),
+                                                             .direction = direction.const_data_ptr(),
+                                                             .output = output.mutable_data_ptr()});
+  return output;
 }
 
 at::Tensor fused_gelu(const at::Tensor& x) {

@@ -17,8 +17,7 @@ ProjectionHead::ProjectionHead(const HeadConfig& config) : config_(config) {
     weights_.push_back(at::zeros({out, in}));
     biases_.push_back(at::zeros({out}));
   }
-  gain_ = at::zeros({config.prototypes, 1});
-  direction_ = at::zeros({config.prototypes, config.bottleneck_dim});
+  prototypes_ = {at::zeros({config.prototypes, 1}), at::zeros({config.prototypes, config.bottleneck_dim})};
 }
 
 std::vector<Parameter> ProjectionHead::parameters() {
@@ -29,8 +28,8 @@ std::vector<Parameter> ProjectionHead::parameters() {
     list.push_back({name + ".weight", "head", &weights_[i], Init::truncated_normal, 0});
     list.push_back({name + ".bias", "head", &biases_[i], Init::zeros, 0});
   }
-  list.push_back({"last_layer.weight_g", "head", &gain_, Init::ones, 0});
-  list.push_back({"last_layer.weight_v", "head", &direction_, Init::fan_in_uniform,
+  list.push_back({"last_layer.weight_g", "head", &prototypes_.gain, Init::ones, 0});
+  list.push_back({"last_layer.weight_v", "head", &prototypes_.direction, Init::fan_in_uniform,
                   1.0 / std::sqrt(static_cast<double>(config_.bottleneck_dim))});
   return list;
 }
@@ -46,8 +45,8 @@ at::Tensor ProjectionHead::embed(const at::Tensor& x) const {
   return y / at::norm(y, 2, -1, true).clamp_min(eps);
 }
 
-at::Tensor ProjectionHead::prototypes(at::ScalarType type) const {
-  return weight_norm(gain_, direction_, type);
+at::Tensor Prototypes::effective(at::ScalarType type) const {
+  return weight_norm(gain, direction, type);
 }
 
 }  // namespace allosaur::model

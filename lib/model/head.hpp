@@ -15,6 +15,14 @@ struct HeadConfig {
   std::int64_t prototypes = 65536;
 };
 
+/// The last layer of a head, a weight-normalised product: prototype k is gain_k * direction_k / |direction_k|.
+struct Prototypes {
+  at::Tensor gain, direction;  // last_layer.weight_g [K, 1], weight_v [K, b]
+
+  /// [K, b] of `type`, without gradients.
+  at::Tensor effective(at::ScalarType type) const;
+};
+
 /// Projection head: an MLP to the bottleneck, L2 normalisation, then a weight-normalised product with the prototypes.
 /// The product itself is left to the loss, which never materialises the student's scores.
 class ProjectionHead {
@@ -28,13 +36,12 @@ class ProjectionHead {
   void set_fast_products(bool fast) noexcept { fast_products_ = fast; }
   /// x [n, D] -> unit vectors [n, bottleneck].
   at::Tensor embed(const at::Tensor& x) const;
-  /// The effective prototypes g * v / |v|, [K, bottleneck] of `type`.
-  at::Tensor prototypes(at::ScalarType type) const;
+  const Prototypes& prototypes() const noexcept { return prototypes_; }
 
  private:
   HeadConfig config_;
   std::vector<at::Tensor> weights_, biases_;
-  at::Tensor gain_, direction_;  // last_layer.weight_g [K, 1], weight_v [K, bottleneck]
+  Prototypes prototypes_;
   bool fast_products_ = false;
 };
 

@@ -189,9 +189,9 @@ void add_estimates(Plan& plan, const TrainConfig& config, std::int64_t element) 
     elements += student_rows * (head.in_dim + 2.0 * (head.layers - 1) * head.hidden_dim + 3.0 * head.bottleneck_dim);
     loss += teacher_rows * static_cast<double>(head.prototypes * element);
   };
-  // Effective prototypes and their gradient in float32, and what it becomes behind the weight norm.
+  // In 16 bits the last layer and its gradient are there in float32 too.
   const auto add_prototypes = [&](const model::HeadConfig& head) {
-    loss += static_cast<double>(head.prototypes * head.bottleneck_dim * (4 + 4 + element));
+    if (element < 4) loss += static_cast<double>(head.prototypes * head.bottleneck_dim * (4 + 4));
   };
   add_rows(network.dino_head, class_tokens, 2 * images);
   add_rows(patch_head(network), compared * at_once, compared * images);

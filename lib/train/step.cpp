@@ -105,7 +105,7 @@ struct Trainer::TeacherTargets {
 
 /// Parts of the loss of one micro-batch, each already its share of the mean over this rank's images.
 struct Trainer::Losses {
-  at::Tensor total;   // f32 [], what is differentiated
+  at::Tensor total;   // f32 [], what is differentiated, times the loss scale and over the number of ranks
   at::Tensor values;  // f64 [5]: DINO local, DINO global, iBOT, KoLeo, total; detached
 };
 
@@ -148,9 +148,10 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
         teacher_.backbone().forward_packed({{input.batches[i].global_crops, {}, {}, targets.masked[i]}}).front();
     if (i == 0) {
       units_.wait_for_teacher();
-      dino_prototypes = teacher_.dino_head().prototypes(output.cls.scalar_type());
-      ibot_prototypes =
-          teacher_.separate_ibot_head() ? teacher_.ibot_head().prototypes(output.cls.scalar_type()) : dino_prototypes;
+      dino_prototypes = teacher_.dino_head().prototypes().effective(output.cls.scalar_type());
+      ibot_prototypes = teacher_.separate_ibot_head()
+                            ? teacher_.ibot_head().prototypes().effective(output.cls.scalar_type())
+                            : dino_prototypes;
       dino_logits = at::empty({2 * targets.images, dino_prototypes.size(0)}, output.cls.options());
       ibot_logits = at::empty({masked_patches, ibot_prototypes.size(0)}, output.cls.options());
     }
@@ -206,10 +207,12 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
                               on_device(masked_weights(batch.masks, masked, 2 * teacher.images)),
                               objective_.ibot_weight};
   // In one pass where class tokens and patches share a head.
+  // The mean over ranks divides here, once, before the sum.
+  const double scale = state_.loss_scale / control_.size();
   const auto compare = [&](const model::ProjectionHead& head, const at::Tensor& tokens,
                            const std::vector<loss::Comparison>& comparisons) {
-    return loss::prototype_cross_entropy(head.embed(tokens), head.prototypes(at::kFloat), comparisons,
-                                         objective_.student_temperature, student_.config().fast_products);
+    return loss::prototype_cross_entropy(head.embed(tokens), head.prototypes(), comparisons,
+                                         {objective_.student_temperature, scale, student_.config().fast_products});
   };
   at::Tensor cross_entropy, dino_losses, ibot_losses;  // weighted; the losses by crop are not
   if (student_.separate_ibot_head()) {
@@ -227,9 +230,9 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
   const auto halves = global_cls.chunk(2);
   const at::Tensor koleo =
       (loss::koleo(halves[0], group) + loss::koleo(halves[1], group)) * (static_cast<double>(images) / all_images);
-  const at::Tensor total = cross_entropy + koleo * objective_.koleo_weight;
+  const at::Tensor total = cross_entropy + koleo * (objective_.koleo_weight * scale);
   return {total, at::stack({dino_losses.narrow(0, 0, locals).sum(), dino_losses.narrow(0, locals, 2).sum(),
-                            ibot_losses.sum(), koleo.detach(), total.detach()})
+                            ibot_losses.sum(), koleo.detach(), total.detach() / scale})
                      .to(at::kDouble)};
 }
 
@@ -250,6 +253,7 @@ StepResult Trainer::run(const StepInput& input) {
 
   at::Tensor values;
   for (std::size_t i = 0; i < input.batches.size(); ++i) {
+    units_.begin_gradients(i == 0, i + 1 == input.batches.size());
     const Losses losses = student_losses(input.batches[i], teacher.masked[i], teacher, input.group);
     values = i == 0 ? losses.values : values + losses.values;
     if (i + 1 == input.batches.size()) {
@@ -258,9 +262,7 @@ StepResult Trainer::run(const StepInput& input) {
       if (!input.statistics) teacher.dino = {};
     }
     lap(seconds.forward);
-    units_.begin_backward(i == 0, i + 1 == input.batches.size());
-    // The mean over ranks divides here, once, before the sum.
-    (losses.total * (state_.loss_scale / control_.size())).backward();
+    losses.total.backward();
     watch.lap(seconds.backward);
   }
   const std::array<double, kSubmodules> squares = units_.finish_backward();

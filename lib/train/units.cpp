@@ -159,7 +159,7 @@ Units::Units(comm::Communicator& group, Network& student, Network& teacher, cons
   wait_in(teacher, teacher_gathers_);
 }
 
-void Units::begin_backward(bool first, bool last) {
+void Units::begin_gradients(bool first, bool last) {
   const at::NoGradGuard no_grad;
   issued_ = 0;
   for (auto& unit : units_) {

@@ -72,9 +72,9 @@ class Units {
   void wait_for_student();
   /// Seconds that waiting for weights has taken since the last call, in the forwards too.
   double take_waited() noexcept { return std::exchange(waited_, 0); }
-  /// Before each backward pass of an iteration: the first zeroes the gradients, the last arms the reduction. The losses
-  /// are already divided by the number of ranks.
-  void begin_backward(bool first, bool last);
+  /// Before each pass of an iteration through the student, whose loss adds gradients already in its forward: the first
+  /// zeroes the gradients, the last arms the reduction. The losses are divided by the number of ranks.
+  void begin_gradients(bool first, bool last);
   /// Collective. Completes the reduction, with zeros for what backward never reached. The rank's gradient slices then
   /// hold the mean over ranks. Returns this rank's part of the squared gradient norm of each sub-module, in which any
   /// element that is not finite shows.

@@ -17,9 +17,11 @@ void run(std::int64_t prototypes, std::int64_t crops, std::int64_t images) {
   constexpr std::int64_t kWidth = 256;
   const std::int64_t teacher_crops = crops == 1 ? 1 : 2;
   const auto unit = [](at::Tensor x) { return x / x.norm(2, -1, true); };
-  at::Tensor student = unit(at::randn({crops, images, kWidth})), weights = unit(at::randn({prototypes, kWidth}));
+  at::Tensor student = unit(at::randn({crops, images, kWidth})), weights = at::randn({prototypes, kWidth}),
+             gain = at::ones({prototypes, 1});
   student.requires_grad_(true);
   weights.requires_grad_(true);
+  gain.requires_grad_(true);
   const loss::Targets targets =
       loss::centre(at::rand({teacher_crops * images, prototypes}), at::zeros({prototypes}), 0.07);
   const at::Tensor pairs = at::ones({crops, teacher_crops}),
@@ -28,16 +30,19 @@ void run(std::int64_t prototypes, std::int64_t crops, std::int64_t images) {
   const auto clear = [&] {
     student.mutable_grad().reset();
     weights.mutable_grad().reset();
+    gain.mutable_grad().reset();
   };
   const auto ours = [&] {
     clear();
-    loss::prototype_cross_entropy(student.flatten(0, 1), weights, {{targets, pairs, row_weight}}).total.backward();
+    loss::prototype_cross_entropy(student.flatten(0, 1), {gain, weights}, {{targets, pairs, row_weight}})
+        .total.backward();
   };
   const auto theirs = [&] {
     clear();
     const auto t = at::softmax(targets.logits / targets.temperature + targets.shift, 1).chunk(teacher_crops);
     at::Tensor total = at::zeros({});
-    for (const at::Tensor& scores : at::matmul(student, weights.t()).unbind(0)) {
+    const at::Tensor effective = weights * (gain / weights.norm(2, 1, true));
+    for (const at::Tensor& scores : at::matmul(student, effective.t()).unbind(0)) {
       const at::Tensor log_p = at::log_softmax(scores / 0.1, 1);
       for (const at::Tensor& target : t) total = total - ((target * log_p).sum(1) * row_weight).sum();
     }

@@ -127,7 +127,7 @@ TEST_CASE("log-sum-exps over rows and over columns") {
 
 TEST_CASE("cross-entropy rows give the loss and turn scores into its gradient") {
   for (const auto& [rows, prototypes, scale] : kShapes) {
-    const Floats scores(rows * prototypes, scale), row_weight(rows);
+    const Floats scores(rows * prototypes, scale), of_prototype(prototypes), row_weight(rows);
     Floats target(rows * prototypes), gradient = scores, loss(rows);
     std::vector<double> expected_loss, expected_gradient;
     constexpr double kMass = 1.5, kTemperature = 0.1;
@@ -138,20 +138,22 @@ TEST_CASE("cross-entropy rows give the loss and turn scores into its gradient") 
       for (std::int64_t k = 0; k < prototypes; ++k) {
         float& t = target[i * prototypes + k];
         t = static_cast<float>(std::abs(t) * kMass / mass);
-        z.push_back(scores[i * prototypes + k] / kTemperature);
+        z.push_back(scores[i * prototypes + k] * of_prototype[k] / kTemperature);
       }
       const double normaliser = log_sum_exp(z);
       double dot = 0;
       for (std::size_t k = 0; k < z.size(); ++k) {
         const double t = target[i * prototypes + static_cast<std::int64_t>(k)];
         dot += t * z[k];
-        expected_gradient.push_back(row_weight[i] / kTemperature * (kMass * std::exp(z[k] - normaliser) - t));
+        expected_gradient.push_back(of_prototype[static_cast<std::int64_t>(k)] * row_weight[i] / kTemperature *
+                                    (kMass * std::exp(z[k] - normaliser) - t));
       }
       expected_loss.push_back(row_weight[i] * (kMass * normaliser - dot));
     }
     kernels::run({}, kernels::CrossEntropyRows{.rows = rows,
                                                .prototypes = prototypes,
                                                .scores = gradient.data(),
+                                               .scale = of_prototype.data(),
                                                .target = target.data(),
                                                .row_weight = row_weight.data(),
                                                .mass = kMass,

@@ -69,7 +69,8 @@ void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::Scala
   at::manual_seed(3);
   const std::int64_t crops = 5, width = 6;
   const auto randn = [&](at::IntArrayRef shape) { return at::randn(shape).to(device); };
-  at::Tensor student = randn({crops, images, width}), weights = randn({prototypes, width});
+  at::Tensor student = randn({crops, images, width}), weights = randn({prototypes, width}),
+             gain = weights.norm(2, 1, true) * (at::rand({prototypes, 1}).to(device) + 0.5);
   const at::Tensor logits = randn({2 * images, prototypes}).to(teacher_type);
   const loss::Targets targets = loss::centre(logits, randn({prototypes}), 0.07);
   at::Tensor pairs = at::ones({crops, 2});
@@ -78,27 +79,33 @@ void check_cross_entropy(std::int64_t images, std::int64_t prototypes, at::Scala
   pairs[4].fill_(0);
   const at::Tensor row_weight = at::rand({images}).to(device);
 
-  const auto reference = [&](const at::Tensor& s, const at::Tensor& w) {
+  const auto reference = [&](const at::Tensor& s, const at::Tensor& v, const at::Tensor& g) {
+    const at::Tensor w = v * (g / v.norm(2, 1, true));
     const at::Tensor log_p = at::log_softmax(at::matmul(s, w.t()) / 0.1, 2);
     const at::Tensor t =
         at::softmax(logits.to(at::kDouble) / targets.temperature + targets.shift, 1).view({2, images, prototypes});
     at::Tensor total = at::zeros({}, log_p.options());
     for (std::int64_t c = 0; c < crops; ++c)
-      for (std::int64_t g = 0; g < 2; ++g) total = total - ((log_p[c] * t[g]).sum(1) * row_weight).sum() * pairs[c][g];
+      for (std::int64_t crop = 0; crop < 2; ++crop)
+        total = total - ((log_p[c] * t[crop]).sum(1) * row_weight).sum() * pairs[c][crop];
     return total;
   };
-  std::vector<at::Tensor> ours{student.clone().requires_grad_(true), weights.clone().requires_grad_(true)};
-  std::vector<at::Tensor> theirs{student.to(at::kDouble).requires_grad_(true),
-                                 weights.to(at::kDouble).requires_grad_(true)};
-  const loss::CrossEntropy result =
-      loss::prototype_cross_entropy(ours[0].flatten(0, 1), ours[1], {{targets, pairs, row_weight}});
-  const at::Tensor expected = reference(theirs[0], theirs[1]);
-  CHECK(result.total.item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
+  std::vector<at::Tensor> ours, theirs;
+  for (const at::Tensor& leaf : {student, weights, gain}) {
+    ours.push_back(leaf.clone().requires_grad_(true));
+    theirs.push_back(leaf.to(at::kDouble).requires_grad_(true));
+  }
+  const loss::CrossEntropy result = loss::prototype_cross_entropy(ours[0].flatten(0, 1), {ours[2], ours[1]},
+                                                                  {{targets, pairs, row_weight}}, {.scale = 3});
+  const at::Tensor expected = reference(theirs[0], theirs[1], theirs[2]);
+  CHECK(result.total.item<double>() == doctest::Approx(3 * expected.item<double>()).epsilon(1e-5));
   CHECK(result.per_crop[0].sum().item<double>() == doctest::Approx(expected.item<double>()).epsilon(1e-5));
-  (result.total * 3).backward();
+  result.total.backward();
   (expected * 3).backward();
-  for (std::size_t i = 0; i < 2; ++i)
+  for (std::size_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
     CHECK((ours[i].grad() - theirs[i].grad()).norm().item<double>() < 1e-5 * theirs[i].grad().norm().item<double>());
+  }
 }
 
 TEST_CASE("cross-entropy and its gradients equal autograd on materialised scores") {
@@ -114,40 +121,43 @@ TEST_CASE("comparisons that share prototypes add up, each with its weight") {
                       others = loss::centre(at::randn({5, 7}), at::zeros({7}), 0.07);
   const loss::Comparison first{some, at::ones({3, 2}), at::rand({2}), 0.5},
       second{others, at::ones({1, 1}), at::rand({5}), 2};
-  at::Tensor student = at::randn({11, 6}).requires_grad_(true), weights = at::randn({7, 6}).requires_grad_(true);
-  const loss::CrossEntropy both = loss::prototype_cross_entropy(student, weights, {first, second});
+  at::Tensor student = at::randn({11, 6}).requires_grad_(true);
+  model::Prototypes layer{at::rand({7, 1}).add_(0.5).requires_grad_(true), at::randn({7, 6}).requires_grad_(true)};
+  const loss::CrossEntropy both = loss::prototype_cross_entropy(student, layer, {first, second});
   both.total.backward();
-  const at::Tensor grad_student = student.grad().clone(), grad_weights = weights.grad().clone();
-  student.mutable_grad().zero_();
-  weights.mutable_grad().zero_();
+  const at::Tensor grad_student = student.grad().clone(), grad_gain = layer.gain.grad().clone(),
+                   grad_direction = layer.direction.grad().clone();
+  for (at::Tensor* leaf : {&student, &layer.gain, &layer.direction}) leaf->mutable_grad().zero_();
   const auto alone = [&](loss::Comparison comparison, const at::Tensor& rows) {
     const double weight = std::exchange(comparison.weight, 1);
-    const loss::CrossEntropy one = loss::prototype_cross_entropy(rows, weights, {comparison});
-    (one.total * weight).backward();
+    const loss::CrossEntropy one = loss::prototype_cross_entropy(rows, layer, {comparison}, {.scale = weight});
+    one.total.backward();
     return one;
   };
   const loss::CrossEntropy one = alone(first, student.narrow(0, 0, 6)), two = alone(second, student.narrow(0, 6, 5));
   CHECK(both.total.item<double>() ==
-        doctest::Approx(0.5 * one.total.item<double>() + 2 * two.total.item<double>()).epsilon(1e-6));
+        doctest::Approx(one.total.item<double>() + two.total.item<double>()).epsilon(1e-6));
   CHECK(difference(both.per_crop[0], one.per_crop[0]) < 1e-6);
   CHECK(difference(both.per_crop[1], two.per_crop[0]) < 1e-6);
   CHECK(difference(grad_student, student.grad()) < 1e-5);
-  CHECK(difference(grad_weights, weights.grad()) < 1e-5);
+  CHECK(difference(grad_gain, layer.gain.grad()) < 1e-5);  // added up over calls
+  CHECK(difference(grad_direction, layer.direction.grad()) < 1e-5);
 }
 TEST_CASE("a comparison without rows adds nothing") {
   at::manual_seed(6);
   const loss::Targets some = loss::centre(at::randn({4, 7}), at::zeros({7}), 0.07),
                       none = loss::centre(at::empty({0, 7}), at::zeros({7}), 0.07);
   const loss::Comparison first{some, at::ones({2, 2}), at::rand({2})}, second{none, at::ones({1, 1}), at::empty({0})};
-  const at::Tensor values = at::randn({4, 6}), weights = at::randn({7, 6});
+  const at::Tensor values = at::randn({4, 6});
+  const model::Prototypes layer{at::ones({7, 1}), at::randn({7, 6})};
   const auto gradient = [&](const std::vector<loss::Comparison>& comparisons) {
     const at::Tensor student = values.clone().requires_grad_(true);
-    loss::prototype_cross_entropy(student, weights, comparisons).total.backward();
+    loss::prototype_cross_entropy(student, layer, comparisons).total.backward();
     return student.grad();
   };
   CHECK(at::equal(gradient({first, second}), gradient({first})));
   const loss::CrossEntropy alone =
-      loss::prototype_cross_entropy(at::empty({0, 6}).requires_grad_(true), weights, {second});
+      loss::prototype_cross_entropy(at::empty({0, 6}).requires_grad_(true), layer, {second});
   CHECK(alone.total.item<double>() == 0);
   alone.total.backward();
 }

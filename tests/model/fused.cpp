@@ -121,25 +121,14 @@ TEST_CASE("fused branches give the same without gradients") {
   });
 }
 
-TEST_CASE("fused weight normalisation equals LibTorch's operators, with both gradients") {
+TEST_CASE("fused weight normalisation equals LibTorch's operators") {
   at::manual_seed(2);
-  const at::Tensor gain = at::rand({70, 1}) + 0.5, direction = at::randn({70, 300}), along = at::randn({70, 300});
-  const auto run = [&](at::Device device, at::ScalarType type, const auto& normalise) {
-    Tensors leaves;
-    for (const at::Tensor& input : {gain, direction})
-      leaves.push_back(input.to(device, type).clone().requires_grad_(true));
-    const at::Tensor output = normalise(leaves[0], leaves[1]);
-    (output * along.to(device)).sum().backward();
-    return Tensors{output.detach(), leaves[0].grad(), leaves[1].grad()};
-  };
-  for (const at::Device device : testing::devices()) {
-    const Tensors plain =
-        run(device, at::kDouble, [](const at::Tensor& g, const at::Tensor& v) { return v * (g / v.norm(2, 1, true)); });
-    for (const auto& [type, tolerance] : {std::pair{at::kFloat, 1e-6}, {at::kHalf, 1e-3}, {at::kBFloat16, 8e-3}})
-      compare(run(device, type,
-                  [](const at::Tensor& g, const at::Tensor& v) { return model::weight_norm(g, v, at::kFloat); }),
-              plain, tolerance);
-  }
+  const at::Tensor gain = at::rand({70, 1}) + 0.5, direction = at::randn({70, 300});
+  for (const at::Device device : testing::devices())
+    for (const auto& [type, tolerance] : {std::pair{at::kFloat, 1e-6}, {at::kHalf, 1e-3}, {at::kBFloat16, 8e-3}}) {
+      const at::Tensor g = gain.to(device, type), v = direction.to(device, type), wide = v.to(at::kDouble);
+      compare({model::weight_norm(g, v, at::kFloat)}, {wide * (g.to(at::kDouble) / wide.norm(2, 1, true))}, tolerance);
+    }
 }
 
 TEST_CASE("fused GELU equals LibTorch's") {

@@ -221,7 +221,7 @@ TEST_CASE("a head's embeddings and prototypes are unit vectors at first") {
   model::ProjectionHead head({.in_dim = 24, .hidden_dim = 16, .bottleneck_dim = 8, .layers = 3, .prototypes = 10});
   for (const model::Parameter& parameter : head.parameters()) model::initialise(parameter, "head.", 0);
   CHECK(difference(head.embed(at::randn({5, 24})).norm(2, 1), at::ones({5})) < 1e-5);
-  CHECK(difference(head.prototypes(at::kFloat).norm(2, 1), at::ones({10})) < 1e-5);
+  CHECK(difference(head.prototypes().effective(at::kFloat).norm(2, 1), at::ones({10})) < 1e-5);
 }
 
 }  // namespace

@@ -331,7 +331,7 @@ TEST_CASE("a backbone's forward waits for the weights of an update, which one ra
   };
   for (train::Network* network : {&engine.student, &engine.teacher}) {
     const at::Tensor old = patches(*network);
-    engine.units->begin_backward(true, true);
+    engine.units->begin_gradients(true, true);
     engine.units->finish_backward();
     if (world.rank() == world.size() - 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
     engine.units->update(input.schedule, {1, 1, 1}, engine.trainer->state().updates + 1);
@@ -360,7 +360,7 @@ TEST_CASE("a frozen teacher's targets are those of its own outputs, for all patc
   const at::NoGradGuard no_grad;
   const auto logits = [](const model::ProjectionHead& head, const at::Tensor& tokens) {
     const at::Tensor embedding = head.embed(tokens);
-    return at::mm(embedding, head.prototypes(at::kFloat).t());
+    return at::mm(embedding, head.prototypes().effective(at::kFloat).t());
   };
   // Centres are zero at the start.
   const auto cross_entropy = [&](const at::Tensor& teacher, const at::Tensor& student) {

@@ -217,7 +217,7 @@ TEST_CASE("plan: units send what is planned") {
   train::Network student(config.network), teacher(config.network);
   train::Units units(world, student, teacher, config.units);
   const std::int64_t before = world.traffic().bytes_sent;
-  units.begin_backward(true, true);
+  units.begin_gradients(true, true);
   units.finish_backward();
   units.update({}, {}, 1);
   units.wait_for_teacher();
