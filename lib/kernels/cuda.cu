@@ -2,38 +2,13 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <string>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include "core/error.hpp"
-#include "kernels/backends.hpp"
+#include "kernels/launch.cuh"
 #include "kernels/update_factors.hpp"
 
 namespace allosaur::kernels::cuda {
 
 namespace {
-
-constexpr int kThreads = 256;
-
-void check(cudaError_t status, const char* kernel) {
-  if (status != cudaSuccess)
-    throw core::PeerError(std::string("The CUDA kernel ") + kernel + " could not be run: " +
-                          cudaGetErrorString(status) + ". Look at nvidia-smi and the kernel log of this host.");
-}
-
-/// Calls body(T{}) with the type that `type` stands for.
-template <class Body>
-void with_type(Type type, const Body& body) {
-  if (type == Type::f16)
-    body(__half{});
-  else if (type == Type::bf16)
-    body(__nv_bfloat16{});
-  else
-    body(float{});
-}
 
 __device__ float widen(float x) {
   return x;
@@ -216,9 +191,9 @@ __global__ void layer_norm_backward(LayerNormBackward k) {
 
 constexpr int kColumns = 32;  // of a block that sums over rows; it has kThreads / kColumns lanes of rows
 
-/// Sums over the rows of slice blockIdx.y; partial [slices, 2, dim]: of weight, of bias.
+/// Sums over the rows of slice blockIdx.y; of weight and of bias, into the workspace.
 template <class T>
-__global__ void layer_norm_parameters(LayerNormBackward k, std::int64_t rows_a_slice, float* partial) {
+__global__ void layer_norm_parameters(LayerNormBackward k, std::int64_t rows_a_slice) {
   __shared__ float weights[kThreads / kColumns][kColumns], biases[kThreads / kColumns][kColumns];
   const int lane = static_cast<int>(threadIdx.x) / kColumns, column_in_block = static_cast<int>(threadIdx.x) % kColumns;
   const std::int64_t column = blockIdx.x * static_cast<std::int64_t>(kColumns) + column_in_block;
@@ -239,17 +214,18 @@ __global__ void layer_norm_parameters(LayerNormBackward k, std::int64_t rows_a_s
     weight += weights[other][column_in_block];
     bias += biases[other][column_in_block];
   }
-  partial[blockIdx.y * 2 * k.dim + column] = weight;
-  partial[(blockIdx.y * 2 + 1) * k.dim + column] = bias;
+  float* partial = k.workspace + blockIdx.y * (2 * k.dim) + column;
+  partial[0] = weight;
+  partial[k.dim] = bias;
 }
 
-__global__ void add_slices(LayerNormBackward k, std::int64_t slices, const float* partial) {
+__global__ void add_slices(LayerNormBackward k, std::int64_t slices) {
   const std::int64_t column = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
   if (column >= k.dim) return;
   float weight = 0, bias = 0;
   for (std::int64_t slice = 0; slice < slices; ++slice) {
-    weight += partial[slice * 2 * k.dim + column];
-    bias += partial[(slice * 2 + 1) * k.dim + column];
+    weight += k.workspace[slice * 2 * k.dim + column];
+    bias += k.workspace[(slice * 2 + 1) * k.dim + column];
   }
   k.grad_weight[column] = weight;
   k.grad_bias[column] = bias;
@@ -283,7 +259,7 @@ __device__ float sigmoid(float x) {
 
 template <class T>
 __global__ void swiglu(SwiGlu k) {
-  const T* gate = static_cast<const T*>(k.x) + blockIdx.x * 2 * k.hidden;
+  const T* gate = static_cast<const T*>(k.x) + blockIdx.x * (2 * k.hidden);
   T* output = static_cast<T*>(k.output) + blockIdx.x * k.hidden;
   for (std::int64_t i = threadIdx.x; i < k.hidden; i += kThreads) {
     const float a = biased(gate[i], k.bias, i);
@@ -293,9 +269,9 @@ __global__ void swiglu(SwiGlu k) {
 
 template <class T>
 __global__ void swiglu_backward(SwiGluBackward k) {
-  const T* gate = static_cast<const T*>(k.x) + blockIdx.x * 2 * k.hidden;
+  const T* gate = static_cast<const T*>(k.x) + blockIdx.x * (2 * k.hidden);
   const T* grad = static_cast<const T*>(k.grad_output) + blockIdx.x * k.hidden;
-  T* grad_gate = static_cast<T*>(k.grad_x) + blockIdx.x * 2 * k.hidden;
+  T* grad_gate = static_cast<T*>(k.grad_x) + blockIdx.x * (2 * k.hidden);
   for (std::int64_t i = threadIdx.x; i < k.hidden; i += kThreads) {
     const float a = biased(gate[i], k.bias, i), value = biased(gate[k.hidden + i], k.bias, k.hidden + i);
     const float g = widen(grad[i]), s = sigmoid(a);
@@ -343,151 +319,89 @@ __global__ void weight_norm_backward(WeightNormBackward k) {
   for (std::int64_t i = threadIdx.x; i < k.dim; i += kThreads) grad[i] -= sums.b / sums.a * v[i];
 }
 
-unsigned blocks_for(std::int64_t elements) {
-  return static_cast<unsigned>((elements + kThreads - 1) / kThreads);
-}
-
-cudaStream_t queue(void* stream) {
-  return static_cast<cudaStream_t>(stream);
-}
-
 }  // namespace
 
 void run(const AdamWEma& k, void* stream) {
-  if (k.n == 0) return;
-  const UpdateFactors factors(k);
-  const unsigned blocks = std::min(blocks_for(k.n), 4096U);
+  const Grid grid{.x = std::min<std::int64_t>(grid_over(k.n).x, 4096)};
   with_type(k.gradient_type, [&](auto gradient) {
     with_type(k.compute_type, [&](auto compute) {
-      adamw_ema<decltype(gradient), decltype(compute)><<<blocks, kThreads, 0, queue(stream)>>>(k, factors);
+      launch(adamw_ema<decltype(gradient), decltype(compute)>, grid, stream, k, UpdateFactors(k));
     });
   });
-  check(cudaGetLastError(), "AdamWEma");
 }
 
 void run(const TargetRows& k, void* stream) {
-  if (k.rows == 0) return;
   with_type(k.type, [&](auto type) {
-    target_rows<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(
-        k, static_cast<float>(1 / k.temperature), static_cast<float>(k.weight));
+    launch(target_rows<decltype(type)>, {k.rows}, stream, k, static_cast<float>(1 / k.temperature),
+           static_cast<float>(k.weight));
   });
-  check(cudaGetLastError(), "TargetRows");
 }
 
 void run(const CrossEntropyRows& k, void* stream) {
-  if (k.rows == 0) return;
-  cross_entropy_rows<<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(
-      k, static_cast<float>(1 / k.temperature));
-  check(cudaGetLastError(), "CrossEntropyRows");
+  launch(cross_entropy_rows, {k.rows}, stream, k, static_cast<float>(1 / k.temperature));
 }
 
 void run(const RowLogSumExp& k, void* stream) {
-  if (k.rows == 0) return;
   with_type(k.type, [&](auto type) {
-    row_log_sum_exp<decltype(type)>
-        <<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k, static_cast<float>(1 / k.temperature));
+    launch(row_log_sum_exp<decltype(type)>, {k.rows}, stream, k, static_cast<float>(1 / k.temperature));
   });
-  check(cudaGetLastError(), "RowLogSumExp");
 }
 
 void run(const ColumnLogSumExp& k, void* stream) {
-  if (k.prototypes == 0) return;
   with_type(k.type, [&](auto type) {
-    column_log_sum_exp<decltype(type)>
-        <<<blocks_for(k.prototypes), kThreads, 0, queue(stream)>>>(k, static_cast<float>(1 / k.temperature));
+    launch(column_log_sum_exp<decltype(type)>, grid_over(k.prototypes), stream, k,
+           static_cast<float>(1 / k.temperature));
   });
-  check(cudaGetLastError(), "ColumnLogSumExp");
 }
 
 void run(const LayerNorm& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    layer_norm<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "LayerNorm");
+  with_type(k.type, [&](auto type) { launch(layer_norm<decltype(type)>, {k.rows}, stream, k); });
 }
 
 void run(const LayerNormBackward& k, void* stream) {
-  constexpr std::int64_t kMaxSlices = 64;
-  const std::int64_t rows_a_slice = std::max<std::int64_t>(64, (k.rows + kMaxSlices - 1) / kMaxSlices);
+  const std::int64_t rows_a_slice = std::max<std::int64_t>(64, (k.rows + kLayerNormSlices - 1) / kLayerNormSlices);
   const std::int64_t slices = (k.rows + rows_a_slice - 1) / rows_a_slice;
-  const dim3 grid(static_cast<unsigned>((k.dim + kColumns - 1) / kColumns), static_cast<unsigned>(slices));
-  float* partial = nullptr;
-  const auto bytes = static_cast<std::size_t>(std::max<std::int64_t>(1, slices) * 2 * k.dim) * sizeof(float);
-  check(cudaMallocAsync(&partial, bytes, queue(stream)), "LayerNormBackward");
-  if (k.rows > 0)
-    with_type(k.type, [&](auto type) {
-      using T = decltype(type);
-      layer_norm_parameters<T><<<grid, kThreads, 0, queue(stream)>>>(k, rows_a_slice, partial);
-      layer_norm_backward<T><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-    });
-  add_slices<<<blocks_for(k.dim), kThreads, 0, queue(stream)>>>(k, slices, partial);
-  const cudaError_t launched = cudaGetLastError();
-  check(cudaFreeAsync(partial, queue(stream)), "LayerNormBackward");
-  check(launched, "LayerNormBackward");
+  with_type(k.type, [&](auto type) {
+    using T = decltype(type);
+    launch(layer_norm_parameters<T>, {(k.dim + kColumns - 1) / kColumns, slices}, stream, k, rows_a_slice);
+    launch(layer_norm_backward<T>, {k.rows}, stream, k);
+  });
+  launch(add_slices, grid_over(k.dim), stream, k, slices);
 }
 
 void run(const Gelu& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type,
-            [&](auto type) { gelu<decltype(type)><<<blocks_for(k.rows * k.dim), kThreads, 0, queue(stream)>>>(k); });
-  check(cudaGetLastError(), "Gelu");
+  with_type(k.type, [&](auto type) { launch(gelu<decltype(type)>, grid_over(k.rows * k.dim), stream, k); });
 }
 
 void run(const GeluBackward& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    gelu_backward<decltype(type)><<<blocks_for(k.rows * k.dim), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "GeluBackward");
+  with_type(k.type, [&](auto type) { launch(gelu_backward<decltype(type)>, grid_over(k.rows * k.dim), stream, k); });
 }
 
 void run(const SwiGlu& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    swiglu<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "SwiGlu");
+  with_type(k.type, [&](auto type) { launch(swiglu<decltype(type)>, {k.rows}, stream, k); });
 }
 
 void run(const SwiGluBackward& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    swiglu_backward<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "SwiGluBackward");
+  with_type(k.type, [&](auto type) { launch(swiglu_backward<decltype(type)>, {k.rows}, stream, k); });
 }
 
 void run(const ResidualAdd& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    residual_add<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "ResidualAdd");
+  with_type(k.type, [&](auto type) { launch(residual_add<decltype(type)>, {k.rows}, stream, k); });
 }
 
 void run(const ResidualGather& k, void* stream) {
-  if (k.rows == 0) return;
-  with_type(k.type, [&](auto type) {
-    residual_gather<decltype(type)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  });
-  check(cudaGetLastError(), "ResidualGather");
+  with_type(k.type, [&](auto type) { launch(residual_gather<decltype(type)>, {k.rows}, stream, k); });
 }
 
 void run(const WeightNorm& k, void* stream) {
-  if (k.rows == 0) return;
   with_type(k.type, [&](auto type) {
-    with_type(k.output_type, [&](auto output) {
-      weight_norm<decltype(type), decltype(output)><<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-    });
+    with_type(k.output_type,
+              [&](auto output) { launch(weight_norm<decltype(type), decltype(output)>, {k.rows}, stream, k); });
   });
-  check(cudaGetLastError(), "WeightNorm");
 }
 
 void run(const WeightNormBackward& k, void* stream) {
-  if (k.rows == 0) return;
-  weight_norm_backward<<<static_cast<unsigned>(k.rows), kThreads, 0, queue(stream)>>>(k);
-  check(cudaGetLastError(), "WeightNormBackward");
+  launch(weight_norm_backward, {k.rows}, stream, k);
 }
 
 }  // namespace allosaur::kernels::cuda

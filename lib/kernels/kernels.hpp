@@ -95,6 +95,9 @@ struct LayerNorm {
   float *mean = nullptr, *rstd = nullptr;  ///< [rows]; or null
 };
 
+/// CUDA sums the gradients of a layer norm's parameters over at most so many slices of the rows, then over these.
+inline constexpr std::int64_t kLayerNormSlices = 64;
+
 /// Its gradients. grad_x is written at the chosen rows only; grad_weight and grad_bias are overwritten.
 struct LayerNormBackward {
   std::int64_t rows = 0, dim = 0;
@@ -105,6 +108,7 @@ struct LayerNormBackward {
   const std::int64_t* index = nullptr;  ///< [rows] into grad_x, without repetition; or null
   void* grad_x = nullptr;               ///< [any, dim]
   float *grad_weight = nullptr, *grad_bias = nullptr;
+  float* workspace = nullptr;  ///< [kLayerNormSlices, 2, dim] on CUDA; the host needs none
 };
 
 /// Exact GELU, z * Phi(z) of z = x + bias. `output` may be `x`.

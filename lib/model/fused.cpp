@@ -95,6 +95,7 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
                                   : at::empty_like(gathered);
     const at::Tensor scale = as_floats(norm_weight);
     const at::Tensor grad_norm_weight = at::empty_like(scale), grad_norm_bias = at::empty_like(scale);
+    const at::Tensor workspace = at::empty({scale.is_cuda() ? kernels::kLayerNormSlices : 0, 2, dim}, scale.options());
     kernels::run(kernel_device(gathered),
                  kernels::LayerNormBackward{.rows = gathered.size(0),
                                             .dim = dim,
@@ -107,7 +108,8 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
                                             .index = indices(index),
                                             .grad_x = grad_x.mutable_data_ptr(),
                                             .grad_weight = grad_norm_weight.mutable_data_ptr<float>(),
-                                            .grad_bias = grad_norm_bias.mutable_data_ptr<float>()});
+                                            .grad_bias = grad_norm_bias.mutable_data_ptr<float>(),
+                                            .workspace = workspace.mutable_data_ptr<float>()});
     const at::Tensor grad_bias = context->saved_data["bias"].toBool() ? grad.sum(0) : at::Tensor();
     return {grad_x, {}, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, {}, {}};
   }
