@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "core/error.hpp"
+#include "model/attention.hpp"
 #include "model/fused.hpp"
 #include "model/linear.hpp"
 #include "model/packing.hpp"
@@ -68,23 +69,11 @@ struct VisionTransformer::Block {
 
   /// Adds both branches to tokens x [T, D] of several resolutions, one after the other, in place; attention stays
   /// within each image.
-  void apply(at::Tensor& x, const AttentionRows& attention, const Rows& feed_forward, bool fast) const {
-    const std::int64_t dim = x.size(1);
-    const at::Tensor qkv = norm_linear(x, attention.read, norm1_weight, norm1_bias, qkv_weight, qkv_bias, fast);
-    std::vector<std::int64_t> sizes;
-    for (const Extent& e : attention.extents) sizes.push_back(e.rows());
-    std::vector<at::Tensor> parts = qkv.split_with_sizes(sizes);  // [B * N, 3D]
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-      const Extent& e = attention.extents[i];
-      const auto separate = parts[i].view({e.batch, e.tokens, 3, heads, dim / heads}).unbind(2);  // q, k, v
-      parts[i] = at::scaled_dot_product_attention(separate[0].transpose(1, 2), separate[1].transpose(1, 2),
-                                                  separate[2].transpose(1, 2))  // [B, H, N, D / H]
-                     .transpose(1, 2)
-                     .reshape({e.rows(), dim});
-    }
-    at::Tensor attended = parts.size() == 1 ? parts.front() : at::cat(parts);
-    if (attention.attended.defined()) attended = attended.index_select(0, attention.attended);
-    x = add_linear(x, attention.written, Activation::none, attended, {}, proj_weight, proj_bias, ls1_gamma, fast);
+  void apply(at::Tensor& x, const AttentionRows& rows, const Rows& feed_forward, bool fast) const {
+    const at::Tensor qkv = norm_linear(x, rows.read, norm1_weight, norm1_bias, qkv_weight, qkv_bias, fast);
+    at::Tensor attended = attention(qkv, rows.extents, heads);
+    if (rows.attended.defined()) attended = attended.index_select(0, rows.attended);
+    x = add_linear(x, rows.written, Activation::none, attended, {}, proj_weight, proj_bias, ls1_gamma, fast);
     const at::Tensor hidden = norm_linear(x, feed_forward, norm2_weight, norm2_bias, in_weight, {}, fast);
     x = add_linear(x, feed_forward, swiglu ? Activation::swiglu : Activation::gelu, hidden, in_bias, out_weight,
                    out_bias, ls2_gamma, fast);
