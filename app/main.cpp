@@ -1,5 +1,3 @@
-#include <malloc.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -19,6 +17,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "core/log.hpp"
+#include "core/memory.hpp"
 #include "core/options.hpp"
 #include "core/thread_pool.hpp"
 #include "jobs/build_info.hpp"
@@ -196,10 +195,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "error: {}\n", error.what());
     return static_cast<int>(error.code());
   }
-  // Every iteration allocates the same large tensors: giving their memory back to the system each time costs a good
-  // part of the iteration.
-  ::mallopt(M_MMAP_MAX, 0);
-  ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  core::keep_freed_memory();
   comm::Environment environment(argc, argv);
   core::Log log(environment.world().rank(), core::Level::info);
   return comm::run_guarded(environment, log, [&] { return run(environment, log, table, line); });

@@ -307,6 +307,7 @@ TrainConfig read_config(const core::Options& o, int ranks, std::optional<std::in
   c.pretrained_weights = o.text("student.pretrained_weights");
   c.start_from = o.text("train.start_from");
   c.distilled_from = o.text("distillation.checkpoint_path");
+  c.units.ema_teaches = c.distilled_from.empty();
   if (!c.pretrained_weights.empty() && !c.start_from.empty())
     throw core::UsageError("student.pretrained_weights and train.start_from are both given: start from one of them.");
   const int depth = c.network.backbone.depth;

@@ -12,6 +12,7 @@
 
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
+#include "core/memory.hpp"
 #include "model/weights.hpp"
 #include "train/crops.hpp"
 #include "train/measure.hpp"
@@ -269,6 +270,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   const FrozenTeacher frozen = frozen_teacher(config, context);
   Checkpoints checkpoints(group, context.directory / "checkpoints", {config.batch_size, frozen.fingerprint},
                           context.log, context.watchdog);
+  core::return_freed_memory();  // the networks' own parameters, once they are in the units
   Network student(config.network), ema(config.network);
   if (!checkpoints.any()) initialise(student, ema, config, context);  // else the checkpoint fills them
   Units units(context.device_group, student, ema, config.units);
@@ -296,6 +298,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   } else {
     save(0);  // the network at initialisation, to compare with
   }
+  core::keep_freed_memory();
   comm::coordinate(group, [&] {
     if (context.metrics) context.metrics->show_in_tensorboard(context.directory / "tensorboard", result.iterations);
   });
@@ -340,8 +343,9 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
     result.iterations = iteration + 1;
     bad.look(result.iterations, step, batch.keys);
     if (step.verdict == StepVerdict::overflowed)
-      context.log.info("Iteration {}: gradients overflow float16; it is skipped, and the loss scale falls to {}.",
-                       result.iterations, trainer.state().loss_scale);
+      context.log.info(
+          "Iteration {}: gradients overflow float16; the student is not updated, and the loss scale falls to {}.",
+          result.iterations, trainer.state().loss_scale);
     window.add(step);
     if (result.iterations == first_iteration + kMeasured)
       context.log.info(

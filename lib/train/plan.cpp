@@ -254,7 +254,8 @@ Plan plan(const TrainConfig& config, int ranks, const NetworkConfig* distilled) 
 
   const auto ring = [ranks](std::int64_t bytes) { return bytes * (ranks - 1) / ranks; };
   plan.sent.gradients = ring((parameters - in_heads) * element + in_heads * 4);
-  plan.sent.student = plan.sent.teacher = ring(parameters * element);
+  plan.sent.student = ring(parameters * element);
+  plan.sent.teacher = distilled ? 0 : plan.sent.student;
   const std::int64_t prototypes = config.network.dino_head.prototypes + patch_head(config.network).prototypes;
   // Sinkhorn-Knopp: a maximum and a sum in each of three iterations; centring: one sum. An all-reduce is two rings.
   plan.sent.centring = 2 * ring(4 * prototypes * (config.objective.centering == Centering::sinkhorn_knopp ? 6 : 1));

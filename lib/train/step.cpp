@@ -147,7 +147,7 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
     const model::VitOutput output =
         teacher_.backbone().forward_packed({{input.batches[i].global_crops, {}, {}, targets.masked[i]}}).front();
     if (i == 0) {
-      units_.wait_for_teacher();
+      if (config_.ema_teaches) units_.wait_for_teacher();
       dino_prototypes = teacher_.dino_head().prototypes().effective(output.cls.scalar_type());
       ibot_prototypes = teacher_.separate_ibot_head()
                             ? teacher_.ibot_head().prototypes().effective(output.cls.scalar_type())
@@ -296,10 +296,14 @@ StepResult Trainer::run(const StepInput& input) {
     // Below a scale of one it is not the range of float16 that fails.
     const bool overflow = std::isfinite(result.total) && state_.loss_scale > 1;
     result.verdict = overflow ? StepVerdict::overflowed : StepVerdict::not_finite;
-    if (overflow) state_.loss_scale /= 2;
     state_.steady = 0;
-    state_.dino.restore(dino_center);
-    state_.ibot.restore(ibot_center);
+    if (overflow) {
+      state_.loss_scale /= 2;
+      units_.update_teacher(input.schedule.momentum);
+    } else {
+      state_.dino.restore(dino_center);
+      state_.ibot.restore(ibot_center);
+    }
     return result;
   }
   if (input.statistics) {

@@ -52,8 +52,8 @@ struct StepSeconds {
 
 enum class StepVerdict : std::uint8_t {
   updated,  ///< all is finite
-  /// Float16 gradients were not finite: no update, the loss scale is halved. (The published code moves the EMA and the
-  /// centres all the same.)
+  /// Float16 gradients were not finite: no update of the student, and the loss scale is halved. As in the published
+  /// code the EMA and the centres move all the same.
   overflowed,
   not_finite,  ///< a loss or gradient is not finite: no update, the state is as it was
 };

@@ -232,9 +232,23 @@ void Units::update(const ScheduleValues& values, const std::array<double, kSubmo
       adamw.teacher_compute = cast(unit->teacher_slice);
       kernels::run(model::kernel_device(unit->master), adamw);
     }
-    gather_teacher(*unit);
+    teacher_changed(*unit);
   }
   gather_student();
+}
+
+void Units::update_teacher(double momentum) {
+  const at::NoGradGuard no_grad;
+  for (auto& unit : units_) {
+    unit->ema.lerp_(unit->master, 1 - momentum);
+    if (config_.precision != Precision::float32) unit->teacher_slice.copy_(unit->ema);
+    teacher_changed(*unit);
+  }
+}
+
+void Units::teacher_changed(Unit& unit) {
+  stale_teacher_ = !config_.ema_teaches;
+  if (config_.ema_teaches) gather_teacher(unit);
 }
 
 void Units::gather_teacher(Unit& unit) {
@@ -256,6 +270,8 @@ void Units::wait_up_to(std::string_view unit, Gathers& gathers) {
 }
 
 void Units::wait_for_teacher() {
+  if (std::exchange(stale_teacher_, false))
+    for (auto& unit : units_) gather_teacher(*unit);
   wait_up_to(units_.back()->name, teacher_gathers_);
 }
 

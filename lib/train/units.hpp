@@ -43,6 +43,7 @@ struct UnitsConfig {
   OptimizerConfig optimizer;
   Precision precision = Precision::float32;
   bool accumulate = false;  ///< an iteration has several backward passes
+  bool ema_teaches = true;  ///< false: the teacher is another network, and the EMA is gathered when it is waited for
   at::Device device = at::kCPU;
 };
 
@@ -57,7 +58,8 @@ struct UnitsConfig {
 /// first), while the next unit is still in backward. As a unit is updated the gathering of its teacher starts, and at
 /// the end that of the student, which computes second. A backbone's forward waits for each unit as it comes to it, so
 /// that later units arrive while it computes. Cost a rank and iteration, for P parameters of b bytes
-/// (gradients of heads: 4 bytes): reduce-scatter bP(W-1)/W bytes, two all-gathers of bP(W-1)/W bytes.
+/// (gradients of heads: 4 bytes): reduce-scatter bP(W-1)/W bytes, two all-gathers of bP(W-1)/W bytes (one where the EMA
+/// does not teach).
 class Units {
  public:
   /// Re-seats the parameters of both networks onto the units; their values are kept. The networks must outlive the
@@ -68,6 +70,7 @@ class Units {
   Units& operator=(const Units&) = delete;
 
   /// Waits for what is left of the weights of the last update: before anything but the backbone's forward reads them.
+  /// The teacher's collective where the EMA does not teach, and to be called before its backbone's forward too.
   void wait_for_teacher();
   void wait_for_student();
   /// Seconds that waiting for weights has taken since the last call, in the forwards too.
@@ -82,6 +85,8 @@ class Units {
   /// AdamW on the student's slices with gradients scaled by `scale` (one factor a sub-module), then
   /// teacher <- m * teacher + (1 - m) * student, then starts gathering both. `step` counts updates from 1.
   void update(const ScheduleValues& values, const std::array<double, kSubmodules>& scale, std::int64_t step);
+  /// The EMA alone, of an iteration without update.
+  void update_teacher(double momentum);
 
   /// The four arrays of a unit that a checkpoint holds, as this rank's rows [first, first + n) of `total`.
   struct Slice {
@@ -112,6 +117,7 @@ class Units {
   using Gathers = std::deque<Gather>;  // in the order of the units
   void wait_up_to(std::string_view unit, Gathers& gathers);
   void issue_ready();
+  void teacher_changed(Unit& unit);
   void gather_teacher(Unit& unit);
   void gather_student();
 
@@ -121,6 +127,7 @@ class Units {
   std::vector<std::unique_ptr<Unit>> units_;  // forward order
   std::size_t issued_ = 0;                    // units whose reduction has started, counted from the last
   Gathers teacher_gathers_, student_gathers_;
+  bool stale_teacher_ = false;  // to be gathered when it is waited for
   double waited_ = 0;
 };
 

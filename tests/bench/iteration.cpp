@@ -12,7 +12,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
-#include <malloc.h>
 #ifdef ALLOSAUR_HAVE_CUDA
 #include <c10/cuda/CUDAFunctions.h>
 #endif
@@ -22,6 +21,7 @@
 #ifdef ALLOSAUR_HAVE_CUDA
 #include "comm/nccl_communicator.hpp"
 #endif
+#include "core/memory.hpp"
 #include "core/random.hpp"
 #include "train/measure.hpp"
 #include "train/plan.hpp"
@@ -136,9 +136,6 @@ void synchronise(const at::Device& device) {
 
 int main(int argc, char** argv) {
   const Arguments arguments = parse(argc, argv);
-  // As the program itself does.
-  ::mallopt(M_MMAP_MAX, 0);
-  ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
   comm::Environment environment(argc, argv);
   at::set_num_threads(positive("--threads", arguments.threads));
   at::set_num_interop_threads(1);
@@ -164,6 +161,7 @@ int main(int argc, char** argv) {
   if (arguments.device != config.units.device.str().substr(0, arguments.device.size()))
     refuse("this build cannot use the device " + arguments.device);
 
+  core::return_freed_memory();  // as the program does
   train::Network student(config.network), teacher(config.network);
   for (train::Network* network : {&student, &teacher})
     for (const train::NetworkParameter& p : network->parameters()) model::initialise(p.parameter, p.prefix, kSeed);
@@ -172,6 +170,8 @@ int main(int argc, char** argv) {
   const train::Plan plan = train::plan(config, 1);
   const double work = (plan.teacher.total() + plan.student.total()) * static_cast<double>(config.batch_size),
                rate = train::matrix_rate(config.units, arguments.fast);
+
+  core::keep_freed_memory();
 
   std::int64_t iteration = 0;
   train::StepResult result;

@@ -266,33 +266,42 @@ TEST_CASE("bfloat16 and float16 train like float32, up to their rounding") {
   }
 }
 
-TEST_CASE("float16: an overflow halves the loss scale and updates nothing; the next iteration goes on") {
+TEST_CASE("float16: an overflow halves the loss scale and updates the teacher only; the next iteration goes on") {
   train::UnitsConfig config;
   config.precision = train::Precision::float16;
   Engine engine(testing::world(), config);
-  engine.trainer->state().loss_scale = 1e9;  // gradients beyond 65504
-  const at::Tensor before = engine.weights();
+  engine.trainer->state().loss_scale = 1e9;                      // gradients beyond 65504
+  const auto parts = [&] { return engine.weights().chunk(2); };  // student, teacher
+  {
+    const at::NoGradGuard no_grad;
+    for (const train::NetworkParameter& p : engine.student.parameters()) p.parameter.tensor->mul_(1.25);
+  }
+  for (const auto& slice : engine.units->slices())
+    if (slice.name.starts_with("student.")) slice.values.mul_(1.25);
+  const auto before = parts();
   int overflows = 0;
   while (engine.trainer->run(engine.input()).verdict == train::StepVerdict::overflowed && overflows < 40) {
     ++overflows;
     CHECK(engine.trainer->state().loss_scale == 1e9 / std::pow(2, overflows));
-    CHECK(at::equal(engine.weights(), before));
+    CHECK(at::equal(parts()[0], before[0]));
+    const double share = 0.25 * (1 - std::pow(0.9, overflows));  // of the student in the teacher
+    CHECK(distance(parts()[1], before[1] * (1 + share)) < 1e-3);
     CHECK(engine.trainer->state().updates == 0);
   }
   CHECK(overflows > 0);
   CHECK(overflows < 40);
   CHECK(engine.trainer->state().updates == 1);
-  CHECK_FALSE(at::equal(engine.weights(), before));
+  CHECK_FALSE(at::equal(parts()[0], before[0]));
 }
 
-TEST_CASE("float16: gradients that overflow on one rank update nothing on any") {
+TEST_CASE("float16: gradients that overflow on one rank update the student on none") {
   auto& world = testing::world();
   train::UnitsConfig config;
   config.precision = train::Precision::float16;
   Engine engine(world, config);
   engine.trainer->state().loss_scale = 1024;
   CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
-  const at::Tensor before = engine.weights();
+  const at::Tensor before = engine.weights().chunk(2)[0];
   const at::Tensor parameter = *engine.student.parameters().front().parameter.tensor;
   const unsigned hook = parameter.register_hook([&](const at::Tensor& gradient) {
     return world.rank() == world.size() - 1 ? at::full_like(gradient, std::numeric_limits<double>::infinity())
@@ -300,7 +309,7 @@ TEST_CASE("float16: gradients that overflow on one rank update nothing on any") 
   });
   CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::overflowed);
   CHECK(engine.trainer->state().loss_scale == 512);
-  CHECK(at::equal(engine.weights(), before));
+  CHECK(at::equal(engine.weights().chunk(2)[0], before));
   parameter.remove_hook(hook);
   CHECK(engine.trainer->run(engine.input()).verdict == train::StepVerdict::updated);
 }
@@ -383,6 +392,26 @@ TEST_CASE("a frozen teacher's targets are those of its own outputs, for all patc
   CHECK(result.ibot == doctest::Approx(world.sum(ibot) / ranks).epsilon(1e-5));
   const double pairs = 2 + 2 * kLocals;  // a global crop has one of them
   CHECK(result.dino_global == doctest::Approx(world.sum(global) / ranks * 2 / pairs).epsilon(1e-5));
+}
+
+TEST_CASE("an EMA that does not teach is gathered when it is asked for") {
+  auto& world = testing::world();
+  train::Network frozen(small_network());
+  for (const train::NetworkParameter& p : frozen.parameters()) model::initialise(p.parameter, p.prefix, 11);
+  const auto run = [&](bool ema_teaches) {
+    train::UnitsConfig config;
+    config.ema_teaches = ema_teaches;
+    Engine engine(world, config);
+    train::Trainer trainer(world, world, engine.student, frozen, *engine.units, {}, config);
+    const std::int64_t sent = world.traffic().bytes_sent;
+    for (int i = 0; i < 3; ++i) trainer.run(engine.input());
+    engine.units->wait_for_student();
+    return std::pair{world.traffic().bytes_sent - sent, engine.weights()};
+  };
+  const auto [at_once, expected] = run(true);
+  const auto [late, weights] = run(false);
+  CHECK(at::equal(weights, expected));
+  CHECK((world.size() == 1 ? late == at_once : late < at_once));
 }
 
 TEST_CASE("optimiser state is shared out, and the bytes sent are those of the formula") {

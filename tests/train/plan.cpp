@@ -190,6 +190,7 @@ TEST_CASE("plan: a distilled teacher is held whole, and does its own work") {
                     teacher = train::plan(large, 1);
   CHECK(distilled.memory.weights - alone.memory.weights == 4 * teacher.parameters());
   CHECK(distilled.memory.moments == alone.memory.moments);
+  CHECK(train::plan(config, 2, &large.network).sent.teacher == 0);
   CHECK(distilled.teacher.qkv == teacher.teacher.qkv);
   CHECK(distilled.student.total() == alone.student.total());
   // iBOT compares all patches, not a mean of 0.15 of them.
