@@ -20,7 +20,8 @@ struct Quantity {
 /// Runs the recorded iterations in `folder` through the production step and reports every quantity that is recorded.
 /// The format: `meta.json` (configuration with the official keys, and each iteration's schedule values, losses and
 /// norms), `init.safetensors`, and numbered `batch_`, and where present `acts_`, `grads_` and `state_` files. Shapes
-/// come from the files. Throws core::Error when there is no iteration to run.
+/// come from the files. Throws core::Error, which names the file, when something is missing or malformed, or there is
+/// no iteration to run.
 void replay(comm::Communicator& group, const std::filesystem::path& folder,
             const std::function<void(const Quantity&)>& report);
 
