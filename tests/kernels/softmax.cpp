@@ -35,7 +35,7 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 1}, {3, 7, 1}, {5, 2048, 1}, {2, 2049, 1}, {40, 333, 1}, {7, 5001, 300}};
 
-TEST_CASE("rows of targets are softmaxes, written or added with a weight") {
+ALLOSAUR_KERNEL_TEST("rows of targets are softmaxes, written or added with a weight") {
   for (const auto& [rows, prototypes, scale] : kShapes) {
     const Floats logits(rows * prototypes, scale), shift(prototypes, scale);
     Floats output(rows * prototypes);
@@ -58,19 +58,19 @@ TEST_CASE("rows of targets are softmaxes, written or added with a weight") {
                           .accumulate = true,
                           .output = output.data()};
     const double tolerance = 2e-6 * std::max(1.0, scale);  // z itself is rounded to float32
-    kernels::run({}, k);
+    run(k);
     CHECK(relative_error(output, expected, 1) < tolerance);
     k.accumulate = false;
-    kernels::run({}, k);
+    run(k);
     CHECK(relative_error(output, fresh) < 3 * tolerance);
   }
 }
 
-TEST_CASE("teacher logits may be kept in half precision") {
+ALLOSAUR_KERNEL_TEST("teacher logits may be kept in half precision") {
   const std::int64_t rows = 3, prototypes = 2500;
   const Floats logits(rows * prototypes), shift(prototypes);
   for (const auto type : {kernels::Type::bf16, kernels::Type::f16}) {
-    std::vector<std::uint16_t> stored;
+    testing::Array<std::uint16_t> stored;
     Floats rounded = logits, ours(rows * prototypes), theirs(rows * prototypes);
     for (float& value : rounded) {
       const bool half = type == kernels::Type::f16;
@@ -84,16 +84,16 @@ TEST_CASE("teacher logits may be kept in half precision") {
                           .shift = shift.data(),
                           .temperature = 0.1,
                           .output = ours.data()};
-    kernels::run({}, k);
+    run(k);
     k.logits = rounded.data();
     k.type = kernels::Type::f32;
     k.output = theirs.data();
-    kernels::run({}, k);
+    run(k);
     CHECK(std::equal(ours.begin(), ours.end(), theirs.begin()));
   }
 }
 
-TEST_CASE("log-sum-exps over rows and over columns") {
+ALLOSAUR_KERNEL_TEST("log-sum-exps over rows and over columns") {
   for (const auto& [rows, prototypes, scale] : kShapes) {
     const Floats logits(rows * prototypes, scale), of_prototype(prototypes, scale), of_row(rows, scale);
     Floats by_row(rows), by_column(prototypes);
@@ -105,27 +105,27 @@ TEST_CASE("log-sum-exps over rows and over columns") {
       for (std::int64_t i = 0; i < rows; ++i) z.push_back(logits[i * prototypes + k] / 0.05 + of_row[i]);
       columns_expected.push_back(log_sum_exp(z));
     }
-    kernels::run({}, kernels::RowLogSumExp{.rows = rows,
-                                           .prototypes = prototypes,
-                                           .logits = logits.data(),
-                                           .shift = of_prototype.data(),
-                                           .temperature = 0.05,
-                                           .output = by_row.data()});
-    kernels::run({}, kernels::ColumnLogSumExp{.rows = rows,
-                                              .prototypes = prototypes,
-                                              .logits = logits.data(),
-                                              .shift = of_row.data(),
-                                              .temperature = 0.05,
-                                              .output = by_column.data()});
+    run(kernels::RowLogSumExp{.rows = rows,
+                              .prototypes = prototypes,
+                              .logits = logits.data(),
+                              .shift = of_prototype.data(),
+                              .temperature = 0.05,
+                              .output = by_row.data()});
+    run(kernels::ColumnLogSumExp{.rows = rows,
+                                 .prototypes = prototypes,
+                                 .logits = logits.data(),
+                                 .shift = of_row.data(),
+                                 .temperature = 0.05,
+                                 .output = by_column.data()});
     CHECK(relative_error(by_row, rows_expected) < 1e-6);
     CHECK(relative_error(by_column, columns_expected) < 1e-6);
   }
   Floats empty(3);
-  kernels::run({}, kernels::ColumnLogSumExp{.prototypes = 3, .output = empty.data()});
+  run(kernels::ColumnLogSumExp{.prototypes = 3, .output = empty.data()});
   for (const float value : empty) CHECK(value == -std::numeric_limits<float>::infinity());
 }
 
-TEST_CASE("cross-entropy rows give the loss and turn scores into its gradient") {
+ALLOSAUR_KERNEL_TEST("cross-entropy rows give the loss and turn scores into its gradient") {
   for (const auto& [rows, prototypes, scale] : kShapes) {
     const Floats scores(rows * prototypes, scale), of_prototype(prototypes), row_weight(rows);
     Floats target(rows * prototypes), gradient = scores, loss(rows);
@@ -150,17 +150,17 @@ TEST_CASE("cross-entropy rows give the loss and turn scores into its gradient") 
       }
       expected_loss.push_back(row_weight[i] * (kMass * normaliser - dot));
     }
-    kernels::run({}, kernels::CrossEntropyRows{.rows = rows,
-                                               .prototypes = prototypes,
-                                               .scores = gradient.data(),
-                                               .scale = of_prototype.data(),
-                                               .target = target.data(),
-                                               .row_weight = row_weight.data(),
-                                               .mass = kMass,
-                                               .temperature = kTemperature,
-                                               .loss = loss.data()});
+    run(kernels::CrossEntropyRows{.rows = rows,
+                                  .prototypes = prototypes,
+                                  .scores = gradient.data(),
+                                  .scale = of_prototype.data(),
+                                  .target = target.data(),
+                                  .row_weight = row_weight.data(),
+                                  .mass = kMass,
+                                  .temperature = kTemperature,
+                                  .loss = loss.data()});
     CHECK(relative_error(loss, expected_loss, 1) < 1e-5);
-    CHECK(relative_error(gradient, expected_gradient, 1) < 2e-6 * std::max(1.0, scale));
+    CHECK(relative_error(gradient, expected_gradient, 1) < 5e-6 * std::max(1.0, scale));
   }
 }
 

@@ -10,14 +10,18 @@
 namespace allosaur {
 namespace {
 
+using testing::Array;
 using testing::Floats;
+using testing::kTypes;
+using testing::Numbers;
 using testing::relative_error;
+using testing::rounding;
 
 constexpr std::array<std::int64_t, 4> kDims{1, 13, 384, 1537};
 
 /// Central differences of a function in float64, weighted by `weight` over its outputs, for each input.
 std::vector<double> differences(const std::function<std::vector<double>(const std::vector<double>&)>& f,
-                                std::vector<double> x, const Floats& weight) {
+                                std::vector<double> x, const Numbers& weight) {
   constexpr double kStep = 1e-5;
   std::vector<double> gradient;
   for (double& value : x) {
@@ -36,8 +40,8 @@ std::vector<double> differences(const std::function<std::vector<double>(const st
   return gradient;
 }
 
-std::vector<double> doubles(const Floats& x) {
-  return {x.begin(), x.end()};
+void append(std::vector<double>& to, const auto& x) {
+  for (std::int64_t i = 0; i < x.size(); ++i) to.push_back(x[i]);
 }
 
 /// x, weight and bias one after the other.
@@ -54,180 +58,296 @@ std::vector<double> layer_norm(const std::vector<double>& all, std::size_t rows,
   return y;
 }
 
-TEST_CASE("layer norm of chosen rows") {
-  for (const std::int64_t dim : kDims) {
-    const std::int64_t rows = 5;
-    const std::vector<std::int64_t> index{6, 0, 3, 2, 4};
-    const Floats x(7 * dim, 2, 3), weight(dim), bias(dim);
-    Floats output(rows * dim), gathered(rows * dim), mean(rows), rstd(rows);
-    kernels::run({}, kernels::LayerNorm{.rows = rows,
-                                        .dim = dim,
-                                        .x = x.data(),
-                                        .index = index.data(),
-                                        .weight = weight.data(),
-                                        .bias = bias.data(),
-                                        .output = output.data(),
-                                        .gathered = gathered.data(),
-                                        .mean = mean.data(),
-                                        .rstd = rstd.data()});
+ALLOSAUR_KERNEL_TEST("layer norm of all rows or chosen ones") {
+  for (const kernels::Type type : kTypes)
+    for (const std::int64_t dim : kDims)
+      for (const bool chosen : {false, true}) {
+        const std::int64_t rows = 5;
+        const Array<std::int64_t> index{6, 0, 3, 2, 4};
+        const Numbers x(type, 7 * dim, 2, 3);
+        const Floats weight(dim), bias(dim);
+        Numbers output(type, rows * dim), gathered(type, rows * dim);
+        Floats mean(rows), rstd(rows);
+        run(kernels::LayerNorm{.rows = rows,
+                               .dim = dim,
+                               .type = type,
+                               .x = x.data(),
+                               .index = chosen ? index.data() : nullptr,
+                               .weight = weight.data(),
+                               .bias = bias.data(),
+                               .output = output.data(),
+                               .gathered = chosen ? gathered.data() : nullptr,
+                               .mean = chosen ? mean.data() : nullptr,
+                               .rstd = chosen ? rstd.data() : nullptr});
+        std::vector<double> all;
+        for (std::int64_t i = 0; i < rows; ++i)
+          for (std::int64_t k = 0; k < dim; ++k)
+            all.push_back(x[(chosen ? index[static_cast<std::size_t>(i)] : i) * dim + k]);
+        if (chosen) CHECK(relative_error(gathered, all) == 0);
+        append(all, weight);
+        append(all, bias);
+        CHECK(relative_error(output, layer_norm(all, 5, static_cast<std::size_t>(dim)), 1) < 3e-6 + rounding(type));
+      }
+}
+
+ALLOSAUR_KERNEL_TEST("layer norm's gradients equal finite differences") {
+  for (const kernels::Type type : kTypes) {
+    const std::int64_t rows = 3, dim = 13;
+    const Numbers x(type, rows * dim, 2, 1), grad(type, rows * dim);
+    const Floats weight(dim), bias(dim);
+    Numbers output(type, rows * dim), grad_x(type, 5 * dim, 0);
+    Floats mean(rows), rstd(rows), grad_weight(dim), grad_bias(dim), workspace(kernels::kLayerNormSlices * 2 * dim);
+    run(kernels::LayerNorm{.rows = rows,
+                           .dim = dim,
+                           .type = type,
+                           .x = x.data(),
+                           .weight = weight.data(),
+                           .bias = bias.data(),
+                           .output = output.data(),
+                           .mean = mean.data(),
+                           .rstd = rstd.data()});
+    const Array<std::int64_t> index{4, 1, 0};
+    run(kernels::LayerNormBackward{.rows = rows,
+                                   .dim = dim,
+                                   .type = type,
+                                   .x = x.data(),
+                                   .mean = mean.data(),
+                                   .rstd = rstd.data(),
+                                   .weight = weight.data(),
+                                   .grad_output = grad.data(),
+                                   .index = index.data(),
+                                   .grad_x = grad_x.data(),
+                                   .grad_weight = grad_weight.data(),
+                                   .grad_bias = grad_bias.data(),
+                                   .workspace = workspace.data()});
     std::vector<double> all;
-    for (const std::int64_t i : index) all.insert(all.end(), x.data() + i * dim, x.data() + (i + 1) * dim);
-    CHECK(relative_error(gathered, all) == 0);
-    all.insert(all.end(), weight.begin(), weight.end());
-    all.insert(all.end(), bias.begin(), bias.end());
-    CHECK(relative_error(output, layer_norm(all, 5, static_cast<std::size_t>(dim)), 1) < 3e-6);
+    append(all, x);
+    append(all, weight);
+    append(all, bias);
+    const std::vector<double> expected =
+        differences([](const std::vector<double>& v) { return layer_norm(v, 3, 13); }, all, grad);
+    std::vector<double> scattered(5 * 13);
+    for (std::size_t i = 0; i < 3; ++i)
+      std::copy_n(expected.begin() + static_cast<std::ptrdiff_t>(i * 13), 13,
+                  scattered.begin() + static_cast<std::ptrdiff_t>(index[i] * 13));
+    CHECK(relative_error(grad_x, scattered) < 1e-5 + rounding(type));
+    CHECK(relative_error(grad_weight, std::vector<double>(expected.begin() + 39, expected.begin() + 52)) < 1e-5);
+    CHECK(relative_error(grad_bias, std::vector<double>(expected.begin() + 52, expected.end())) < 1e-5);
   }
 }
 
-TEST_CASE("layer norm's gradients equal finite differences, and sums over many rows do not lose any") {
-  const std::int64_t rows = 3, dim = 13;
-  const Floats x(rows * dim, 2, 1), weight(dim), bias(dim), grad(rows * dim);
-  Floats output(rows * dim), mean(rows), rstd(rows), grad_x(5 * dim, 0), grad_weight(dim), grad_bias(dim);
-  kernels::run({}, kernels::LayerNorm{.rows = rows,
-                                      .dim = dim,
-                                      .x = x.data(),
-                                      .weight = weight.data(),
-                                      .bias = bias.data(),
-                                      .output = output.data(),
-                                      .mean = mean.data(),
-                                      .rstd = rstd.data()});
-  const std::vector<std::int64_t> index{4, 1, 0};
-  kernels::LayerNormBackward backward{.rows = rows,
-                                      .dim = dim,
-                                      .x = x.data(),
-                                      .mean = mean.data(),
-                                      .rstd = rstd.data(),
-                                      .weight = weight.data(),
-                                      .grad_output = grad.data(),
-                                      .index = index.data(),
-                                      .grad_x = grad_x.data(),
-                                      .grad_weight = grad_weight.data(),
-                                      .grad_bias = grad_bias.data()};
-  kernels::run({}, backward);
-  std::vector<double> all = doubles(x);
-  all.insert(all.end(), weight.begin(), weight.end());
-  all.insert(all.end(), bias.begin(), bias.end());
-  const std::vector<double> expected =
-      differences([](const std::vector<double>& v) { return layer_norm(v, 3, 13); }, all, grad);
-  std::vector<double> scattered(5 * 13);
-  for (std::size_t i = 0; i < 3; ++i)
-    std::copy_n(expected.begin() + static_cast<std::ptrdiff_t>(i * 13), 13,
-                scattered.begin() + static_cast<std::ptrdiff_t>(index[i] * 13));
-  CHECK(relative_error(grad_x, scattered) < 1e-5);
-  CHECK(relative_error(grad_weight, std::vector<double>(expected.begin() + 39, expected.begin() + 52)) < 1e-5);
-  CHECK(relative_error(grad_bias, std::vector<double>(expected.begin() + 52, expected.end())) < 1e-5);
-
-  const std::int64_t many = 5003;
-  const Floats long_x(many * dim), ones(many * dim, 0, 1), zero(many, 0), one(many, 0, 1);
-  Floats long_grad_x(many * dim);
-  backward.rows = many;
-  backward.x = long_x.data();
-  backward.mean = zero.data();
-  backward.rstd = one.data();
-  backward.grad_output = ones.data();
-  backward.index = nullptr;
-  backward.grad_x = long_grad_x.data();
-  kernels::run({}, backward);
-  std::vector<double> sums(13);
-  for (std::int64_t i = 0; i < long_x.size(); ++i) sums[static_cast<std::size_t>(i % dim)] += long_x[i];
-  CHECK(relative_error(grad_weight, sums, 10) < 1e-5);
-  for (const float value : grad_bias) CHECK(value == static_cast<float>(many));
+ALLOSAUR_KERNEL_TEST("the gradients of layer norm's parameters are sums over all rows, many or none") {
+  for (const auto& [rows, dim] : {std::pair<std::int64_t, std::int64_t>{0, 40}, {1, 1}, {203, 33}, {4099, 5}}) {
+    const Floats x(rows * dim), ones(rows * dim, 0, 1), zero(rows, 0), one(rows, 0, 1), weight(dim);
+    Floats grad_x(rows * dim), grad_weight(dim), grad_bias(dim), workspace(kernels::kLayerNormSlices * 2 * dim);
+    run(kernels::LayerNormBackward{.rows = rows,
+                                   .dim = dim,
+                                   .x = x.data(),
+                                   .mean = zero.data(),
+                                   .rstd = one.data(),
+                                   .weight = weight.data(),
+                                   .grad_output = ones.data(),
+                                   .grad_x = grad_x.data(),
+                                   .grad_weight = grad_weight.data(),
+                                   .grad_bias = grad_bias.data(),
+                                   .workspace = workspace.data()});
+    std::vector<double> sums(static_cast<std::size_t>(dim));
+    for (std::int64_t i = 0; i < x.size(); ++i) sums[static_cast<std::size_t>(i % dim)] += x[i];
+    CHECK(relative_error(grad_weight, sums, 10) < 1e-5);
+    for (const float value : grad_bias) CHECK(value == static_cast<float>(rows));
+  }
 }
 
-TEST_CASE("GELU and its gradient, in place too") {
-  for (const std::int64_t dim : kDims) {
-    const std::int64_t rows = 13, n = rows * dim;
-    const Floats x(n, 3), bias(dim), grad(n);
-    Floats output = x, grad_x = grad;
-    std::vector<double> y, dx;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const double z = x[i] + bias[i % dim], cdf = 0.5 * std::erfc(-z * std::sqrt(0.5));
-      y.push_back(z * cdf);
-      dx.push_back(grad[i] * (cdf + z * std::exp(-0.5 * z * z) / std::sqrt(2 * M_PI)));
-    }
-    kernels::run(
-        {}, kernels::Gelu{.rows = rows, .dim = dim, .x = output.data(), .bias = bias.data(), .output = output.data()});
-    CHECK(relative_error(output, y, 1) < 4e-7);
-    kernels::run({}, kernels::GeluBackward{.rows = rows,
-                                           .dim = dim,
-                                           .x = x.data(),
-                                           .bias = bias.data(),
-                                           .grad_output = grad_x.data(),
-                                           .grad_x = grad_x.data()});
-    CHECK(relative_error(grad_x, dx, 1) < 6e-7);
-  }
+ALLOSAUR_KERNEL_TEST("GELU and its gradient, with a bias or none, in place too") {
+  for (const kernels::Type type : kTypes)
+    for (const std::int64_t dim : kDims)
+      for (const bool biased : {false, true}) {
+        const std::int64_t rows = 13, n = rows * dim;
+        const Numbers x(type, n, 3), grad(type, n);
+        const Floats bias(dim);
+        Numbers output = x, over_grad = grad, over_x = x;
+        std::vector<double> y, dx;
+        for (std::int64_t i = 0; i < n; ++i) {
+          const double z = x[i] + (biased ? bias[i % dim] : 0), cdf = 0.5 * std::erfc(-z * std::sqrt(0.5));
+          y.push_back(z * cdf);
+          dx.push_back(grad[i] * (cdf + z * std::exp(-0.5 * z * z) / std::sqrt(2 * M_PI)));
+        }
+        const float* offset = biased ? bias.data() : nullptr;
+        run(kernels::Gelu{
+            .rows = rows, .dim = dim, .type = type, .x = output.data(), .bias = offset, .output = output.data()});
+        CHECK(relative_error(output, y, 1) < 4e-7 + rounding(type));
+        kernels::GeluBackward backward{.rows = rows,
+                                       .dim = dim,
+                                       .type = type,
+                                       .x = x.data(),
+                                       .bias = offset,
+                                       .grad_output = over_grad.data(),
+                                       .grad_x = over_grad.data()};
+        run(backward);
+        CHECK(relative_error(over_grad, dx, 1) < 6e-7 + rounding(type));
+        backward.grad_output = grad.data();
+        backward.x = backward.grad_x = over_x.data();
+        run(backward);
+        CHECK(relative_error(over_x, dx, 1) < 6e-7 + rounding(type));
+      }
   Floats extreme(4, 0);
   extreme[0] = -1e30F;
   extreme[1] = 1e30F;
   extreme[2] = -50;
-  kernels::run({}, kernels::Gelu{.rows = 1, .dim = 4, .x = extreme.data(), .output = extreme.data()});
+  run(kernels::Gelu{.rows = 1, .dim = 4, .x = extreme.data(), .output = extreme.data()});
   CHECK(extreme[0] == 0);
   CHECK(extreme[1] == 1e30F);
   CHECK(extreme[2] == 0);
 }
 
-TEST_CASE("SwiGLU and its gradient") {
-  for (const std::int64_t hidden : {1, 17, 1024}) {
-    const std::int64_t rows = 3;
-    const Floats x(rows * 2 * hidden, 3), bias(2 * hidden), grad(rows * hidden);
-    Floats output(rows * hidden), grad_x = x;
-    std::vector<double> y, dx(static_cast<std::size_t>(x.size()));
-    for (std::int64_t i = 0; i < rows; ++i)
-      for (std::int64_t k = 0; k < hidden; ++k) {
-        const std::int64_t gate = i * 2 * hidden + k;
-        const double a = x[gate] + bias[k], b = x[gate + hidden] + bias[k + hidden], s = 1 / (1 + std::exp(-a)),
-                     g = grad[i * hidden + k];
-        y.push_back(a * s * b);
-        dx[static_cast<std::size_t>(gate)] = g * b * (s + a * s * (1 - s));
-        dx[static_cast<std::size_t>(gate + hidden)] = g * a * s;
+ALLOSAUR_KERNEL_TEST("SwiGLU and its gradient, with a bias or none, in place too") {
+  for (const kernels::Type type : kTypes)
+    for (const std::int64_t hidden : {1, 17, 1024})
+      for (const bool biased : {false, true}) {
+        const std::int64_t rows = 3;
+        const Numbers x(type, rows * 2 * hidden, 3), grad(type, rows * hidden);
+        const Floats bias(2 * hidden);
+        Numbers output(type, rows * hidden), grad_x = x;
+        std::vector<double> y, dx(static_cast<std::size_t>(x.size()));
+        for (std::int64_t i = 0; i < rows; ++i)
+          for (std::int64_t k = 0; k < hidden; ++k) {
+            const std::int64_t gate = i * 2 * hidden + k;
+            const double a = x[gate] + (biased ? bias[k] : 0), b = x[gate + hidden] + (biased ? bias[k + hidden] : 0),
+                         s = 1 / (1 + std::exp(-a)), g = grad[i * hidden + k];
+            y.push_back(a * s * b);
+            dx[static_cast<std::size_t>(gate)] = g * b * (s + a * s * (1 - s));
+            dx[static_cast<std::size_t>(gate + hidden)] = g * a * s;
+          }
+        const float* offset = biased ? bias.data() : nullptr;
+        run(kernels::SwiGlu{
+            .rows = rows, .hidden = hidden, .type = type, .x = x.data(), .bias = offset, .output = output.data()});
+        CHECK(relative_error(output, y) < 1e-6 + rounding(type));
+        run(kernels::SwiGluBackward{.rows = rows,
+                                    .hidden = hidden,
+                                    .type = type,
+                                    .x = grad_x.data(),
+                                    .bias = offset,
+                                    .grad_output = grad.data(),
+                                    .grad_x = grad_x.data()});
+        CHECK(relative_error(grad_x, dx) < 1e-6 + rounding(type));
       }
-    kernels::run({}, kernels::SwiGlu{
-                         .rows = rows, .hidden = hidden, .x = x.data(), .bias = bias.data(), .output = output.data()});
-    CHECK(relative_error(output, y) < 1e-6);
-    kernels::run({}, kernels::SwiGluBackward{.rows = rows,
-                                             .hidden = hidden,
-                                             .x = grad_x.data(),
-                                             .bias = bias.data(),
-                                             .grad_output = grad.data(),
-                                             .grad_x = grad_x.data()});
-    CHECK(relative_error(grad_x, dx) < 1e-6);
+}
+
+ALLOSAUR_KERNEL_TEST("residual additions touch the chosen rows only, and gathering is their transpose") {
+  for (const kernels::Type type : kTypes)
+    for (const std::int64_t dim : kDims)
+      for (const bool chosen : {false, true}) {
+        const Array<std::int64_t> index{4, 0, 2};
+        const Numbers branch(type, 3 * dim), before(type, 5 * dim);
+        const Floats gamma(dim), bias(dim), scale(3);
+        Numbers x = before, gathered(type, 3 * dim);
+        const kernels::ResidualAdd add{.rows = 3,
+                                       .dim = dim,
+                                       .type = type,
+                                       .x = x.data(),
+                                       .index = chosen ? index.data() : nullptr,
+                                       .scale = chosen ? scale.data() : nullptr,
+                                       .gamma = chosen ? gamma.data() : nullptr,
+                                       .bias = chosen ? bias.data() : nullptr,
+                                       .branch = branch.data()};
+        run(add);
+        std::vector<double> expected, rows;
+        append(expected, before);
+        for (std::int64_t i = 0; i < 3; ++i)
+          for (std::int64_t k = 0; k < dim; ++k) {
+            const std::int64_t to = (chosen ? index[static_cast<std::size_t>(i)] : i) * dim + k;
+            const double s = chosen ? scale[i] : 1;
+            expected[static_cast<std::size_t>(to)] +=
+                s * (chosen ? gamma[k] : 1) * (branch[i * dim + k] + (chosen ? bias[k] : 0));
+            rows.push_back(s * before[to]);
+          }
+        CHECK(relative_error(x, expected) < 1e-6 + rounding(type));
+        run(kernels::ResidualGather{.rows = 3,
+                                    .dim = dim,
+                                    .type = type,
+                                    .x = before.data(),
+                                    .index = add.index,
+                                    .scale = add.scale,
+                                    .output = gathered.data()});
+        CHECK(relative_error(gathered, rows) < 1e-6 + rounding(type));
+      }
+}
+
+ALLOSAUR_KERNEL_TEST("weight normalisation, in every pair of types") {
+  for (const kernels::Type type : kTypes)
+    for (const kernels::Type output_type : kTypes)
+      for (const std::int64_t dim : kDims) {
+        const std::int64_t rows = 3;
+        const Numbers gain(type, rows), direction(type, rows * dim);
+        Numbers output(output_type, rows * dim);
+        std::vector<double> y;
+        for (std::int64_t i = 0; i < rows * dim; i += dim) {
+          double squares = 0;
+          for (std::int64_t k = i; k < i + dim; ++k) squares += static_cast<double>(direction[k]) * direction[k];
+          for (std::int64_t k = i; k < i + dim; ++k) y.push_back(gain[i / dim] * direction[k] / std::sqrt(squares));
+        }
+        run(kernels::WeightNorm{.rows = rows,
+                                .dim = dim,
+                                .type = type,
+                                .output_type = output_type,
+                                .gain = gain.data(),
+                                .direction = direction.data(),
+                                .output = output.data()});
+        CHECK(relative_error(output, y) < 1e-6 + rounding(output_type));
+      }
+}
+
+ALLOSAUR_KERNEL_TEST("gradients behind a weight normalisation, and those of a second call on top") {
+  for (const std::int64_t dim : kDims) {
+    const std::int64_t rows = 3;
+    const Floats gain(rows), direction(rows * dim), first(rows * dim), second(rows * dim);  // of the prototypes
+    Floats scale(rows), grad_direction(rows * dim), grad_gain(rows);
+    const kernels::WeightNormBackward backward{.rows = rows,
+                                               .dim = dim,
+                                               .direction = direction.data(),
+                                               .scale = scale.data(),
+                                               .grad_direction = grad_direction.data(),
+                                               .grad_gain = grad_gain.data()};
+    std::ranges::fill(grad_direction, 0);
+    std::vector<double> dv(static_cast<std::size_t>(rows * dim));
+    for (const Floats* grad : {&first, &second}) {
+      std::vector<double> dg;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        double squares = 0, product = 0;
+        for (std::int64_t k = row * dim; k < (row + 1) * dim; ++k) {
+          squares += static_cast<double>(direction[k]) * direction[k];
+          product += static_cast<double>(direction[k]) * (*grad)[k];
+        }
+        const double norm = std::sqrt(squares);
+        scale[row] = static_cast<float>(gain[row] / norm);
+        dg.push_back(product / norm);
+        for (std::int64_t k = row * dim; k < (row + 1) * dim; ++k) {
+          dv[static_cast<std::size_t>(k)] += gain[row] / norm * ((*grad)[k] - product / squares * direction[k]);
+          grad_direction[k] += scale[row] * (*grad)[k];
+        }
+      }
+      run(backward);
+      CHECK(relative_error(grad_gain, dg, 1) < 1e-5);
+      CHECK(relative_error(grad_direction, dv, 1) < 2e-6);
+    }
   }
 }
 
-TEST_CASE("residual additions touch the chosen rows only, and gathering is their transpose") {
-  for (const std::int64_t dim : kDims) {
-    const std::vector<std::int64_t> index{4, 0, 2};
-    const Floats branch(3 * dim), gamma(dim), bias(dim), scale(3), before(5 * dim);
-    for (const bool chosen : {false, true}) {
-      Floats x = before, gathered(3 * dim);
-      const kernels::ResidualAdd add{.rows = 3,
-                                     .dim = dim,
-                                     .x = x.data(),
-                                     .index = chosen ? index.data() : nullptr,
-                                     .scale = chosen ? scale.data() : nullptr,
-                                     .gamma = chosen ? gamma.data() : nullptr,
-                                     .bias = chosen ? bias.data() : nullptr,
-                                     .branch = branch.data()};
-      kernels::run({}, add);
-      std::vector<double> expected = doubles(before), rows;
-      for (std::int64_t i = 0; i < 3; ++i)
-        for (std::int64_t k = 0; k < dim; ++k) {
-          const std::int64_t to = (chosen ? index[static_cast<std::size_t>(i)] : i) * dim + k;
-          const double s = chosen ? scale[i] : 1;
-          expected[static_cast<std::size_t>(to)] +=
-              s * (chosen ? gamma[k] : 1) * (branch[i * dim + k] + (chosen ? bias[k] : 0));
-          rows.push_back(s * before[to]);
-        }
-      CHECK(relative_error(x, expected) < 1e-6);
-      kernels::run({}, kernels::ResidualGather{.rows = 3,
-                                               .dim = dim,
-                                               .x = before.data(),
-                                               .index = add.index,
-                                               .scale = add.scale,
-                                               .output = gathered.data()});
-      CHECK(relative_error(gathered, rows) < 1e-6);
-    }
-  }
+ALLOSAUR_KERNEL_TEST("kernels of no rows do nothing") {
+  run(kernels::AdamWEma{});
+  run(kernels::TargetRows{.prototypes = 3});
+  run(kernels::CrossEntropyRows{.prototypes = 3});
+  run(kernels::RowLogSumExp{.prototypes = 3});
+  run(kernels::LayerNorm{.dim = 3});
+  run(kernels::Gelu{.dim = 3});
+  run(kernels::GeluBackward{.dim = 3});
+  run(kernels::SwiGlu{.hidden = 3});
+  run(kernels::SwiGluBackward{.hidden = 3});
+  run(kernels::ResidualAdd{.dim = 3});
+  run(kernels::ResidualGather{.dim = 3});
+  run(kernels::WeightNorm{.dim = 3});
+  run(kernels::WeightNormBackward{.dim = 3});
+  run(kernels::FinishCrops{.height = 3, .width = 3});
 }
 
 }  // namespace

@@ -1,0 +1,2 @@
+#define cuda emulated  // as in cuda.cpp
+#include "kernels/cuda_crops.cu"
