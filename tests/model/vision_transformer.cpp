@@ -158,6 +158,25 @@ TEST_CASE("weights survive a file, and what does not fit is named") {
   CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("is missing"), core::StorageError);
 }
 
+TEST_CASE("weights of PyTorch: the teacher of a training, half and chunked, and a model beside its optimiser") {
+  const auto folder = testing::data_directory() / "weights";
+  const auto teacher = model::load_backbone(folder / "teacher_checkpoint.pth"),
+             model = model::load_backbone(folder / "model.pth");
+  CHECK(teacher->config().depth == 2);
+  CHECK(teacher->config().image_size == 4);
+  CHECK(model::fingerprint(*teacher) == model::fingerprint(*model));  // the values are exact in float16
+  for (const model::Parameter& parameter : teacher->parameters()) {
+    CAPTURE(parameter.name);
+    const std::int64_t first = parameter.name.starts_with("blocks.1.") ? 1 : 0;
+    const at::Tensor values = parameter.tensor->flatten();
+    CHECK((values.scalar_type() == at::kFloat));
+    CHECK(at::equal(values, at::arange(first, first + values.numel()) / 8));
+  }
+  CHECK_THROWS_WITH_AS(model::load_backbone(folder / "state_dict.pth"),
+                       doctest::Contains("no tensor \"patch_embed.proj.weight\" of 4 dimensions: it is not a DINOv2"),
+                       core::StorageError);
+}
+
 TEST_CASE("networks of other channels: a kernel a channel, in files too") {
   const testing::TemporaryDirectory folder;
   const auto file = folder.path() / "backbone.safetensors";
@@ -201,6 +220,12 @@ TEST_CASE("names of training state_dicts become the flat official ones") {
   REQUIRE(tensors.size() == 2);
   CHECK(tensors[0].first == "blocks.5.norm1.weight");
   CHECK(tensors[1].first == "blocks.0.norm1.weight");
+  for (const char* name :
+       {"model.teacher.backbone.norm.bias", "model.module.norm.bias", "module.teacher.backbone.norm.bias",
+        "teacher.module.backbone.norm.bias", "backbone.module.norm.bias", "module.backbone.norm.bias"}) {
+    CAPTURE(name);
+    CHECK(model::backbone_tensors({{name, t}}).front().first == "norm.bias");
+  }
 }
 
 TEST_CASE("fast linear layers have the gradients of exact ones up to bfloat16's rounding") {
