@@ -184,14 +184,9 @@ class Run {
     if (batch.find("brange_0000") == nullptr) return;
     int next = 0;
     for (const double rate : drop_rates(meta_.at("config").at("student"), student_.config().backbone.depth))
-      for (int branch = 0; branch < 2; ++branch) {
-        const auto add = [&](std::vector<at::Tensor>& kept, std::int64_t rows) {
-          kept.push_back(rate == 0 ? at::arange(rows, at::kLong)
-                                   : need(batch, fmt::format("brange_{:04}", next++), folder_));
-        };
-        add(micro.kept_global, micro.global_crops.size(0));
-        add(micro.kept_local, micro.local_crops.size(0));
-      }
+      for (int branch = 0; branch < 2; ++branch)
+        for (std::vector<at::Tensor>* kept : {&micro.kept_global, &micro.kept_local})
+          kept->push_back(rate == 0 ? at::Tensor() : need(batch, fmt::format("brange_{:04}", next++), folder_));
   }
 
   void restore(loss::Center& center, const char* name) {
