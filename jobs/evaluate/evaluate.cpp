@@ -181,8 +181,8 @@ void declare_evaluate_options(core::Options& options) {
   const evaluation::EvaluateConfig defaults;
   const evaluation::LinearConfig linear;
   options.section("Evaluation of frozen features");
-  options.add("evaluate.weights", "", "backbone: a .safetensors file, or the folder of a checkpoint (its teacher)",
-              OptionKind::free);
+  options.add("evaluate.weights", "",
+              "backbone: a .safetensors or .pth file, or the folder of a checkpoint (its teacher)", OptionKind::free);
   options.add("evaluate.train", "", "labelled images for the k-NN bank and the probe: a folder, or packed shards",
               OptionKind::free);
   options.add("evaluate.test", "", "labelled images to classify; the best linear head is the best on these",

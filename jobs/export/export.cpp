@@ -18,7 +18,7 @@ class ExportJob final : public Job {
 
   void declare(core::Options& options) const override {
     options.section("Export");
-    options.add_required("export.checkpoint", "folder of a checkpoint (its teacher), or a .safetensors file");
+    options.add_required("export.checkpoint", "folder of a checkpoint (its teacher), or a .safetensors or .pth file");
     options.add_required("output", "file to write, ending in .safetensors");
     declare_process_options(options);
   }

@@ -5,7 +5,8 @@
 
 namespace allosaur::jobs {
 
-/// `allosaur export`: a checkpoint's teacher backbone as a safetensors file with the official names.
+/// `allosaur export`: the backbone of a checkpoint's teacher, or of a file of weights, as a safetensors file with the
+/// official names.
 std::unique_ptr<Job> make_export_job();
 
 }  // namespace allosaur::jobs

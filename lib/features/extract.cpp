@@ -58,8 +58,9 @@ Features extract(const model::VisionTransformer& backbone, const data::Dataset& 
   const std::int64_t dim = backbone.config().embed_dim;
   Features features = allocate(dataset, rows, config.last_blocks, dim);
   if (config.average_patches) features.patch_mean = at::zeros({rows.size(), dim}, at::kFloat);
+  const std::vector<int> last = backbone.last_blocks(config.last_blocks);
   fill(features, dataset, rows.first, config, hooks, [&](const at::Tensor& images, std::int64_t row) {
-    const std::vector<model::VitOutput> blocks = backbone.intermediate_layers(images, config.last_blocks);
+    const std::vector<model::VitOutput> blocks = backbone.intermediate_layers(images, last);
     for (std::size_t block = 0; block < blocks.size(); ++block) {
       features.cls.select(1, static_cast<std::int64_t>(block)).narrow(0, row, images.size(0)).copy_(blocks[block].cls);
     }

@@ -52,11 +52,12 @@ Packing::Packing(const std::vector<VitInput>& inputs, const std::vector<std::int
 Packing::HostRows Packing::kept(std::size_t branch, std::vector<Extent>& extents) const {
   extents = extents_;
   HostRows rows;
-  if (std::ranges::all_of(inputs_, [](const VitInput& input) { return input.kept.empty(); })) return rows;
+  const auto keeps_all = [&](const VitInput& input) { return input.kept.empty() || !input.kept.at(branch).defined(); };
+  if (std::ranges::all_of(inputs_, keeps_all)) return rows;
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
     const Extent& e = extents_[i];
-    const at::Tensor images = inputs_[i].kept.empty() ? at::arange(e.batch) : inputs_[i].kept.at(branch).contiguous();
+    const at::Tensor images = keeps_all(inputs_[i]) ? at::arange(e.batch) : inputs_[i].kept[branch].contiguous();
     extents[i] = {images.size(0), e.tokens, begin};
     begin += extents[i].rows();
     for (std::int64_t j = 0; j < images.size(0); ++j) {

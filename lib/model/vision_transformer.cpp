@@ -1,9 +1,13 @@
 #include "model/vision_transformer.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
+#include <stdexcept>
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -257,19 +261,36 @@ std::vector<VitOutput> VisionTransformer::forward_packed(const std::vector<VitIn
   return outputs;
 }
 
-std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& images, int n) const {
+std::vector<int> VisionTransformer::last_blocks(int n) const {
+  std::vector<int> blocks(static_cast<std::size_t>(std::min(n, config_.depth)));
+  std::iota(blocks.begin(), blocks.end(), config_.depth - static_cast<int>(blocks.size()));
+  return blocks;
+}
+
+std::vector<VitOutput> VisionTransformer::intermediate_layers(const at::Tensor& images, const std::vector<int>& blocks,
+                                                              FinalNorm norm) const {
+  if (at::GradMode::is_enabled())
+    throw std::logic_error("intermediate_layers() works in place: it is for inference only");
+  std::vector<int> wanted = blocks;
+  std::ranges::sort(wanted);
+  if (std::ranges::adjacent_find(wanted) != wanted.end() ||
+      (!wanted.empty() && (wanted.front() < 0 || wanted.back() >= config_.depth)))
+    throw core::UsageError(
+        fmt::format("The blocks {} must be different ones from 0 to {}.", fmt::join(blocks, ", "), config_.depth - 1));
   enter(kEmbedding);
   at::Tensor x = embed(images, {});
   const std::int64_t batch = x.size(0), tokens = x.size(1), dim = config_.embed_dim;
   const AttentionRows all{{{batch, tokens, 0}}, {}, {}, {}};
   x = x.flatten(0, 1).clone();
   std::vector<VitOutput> outputs;
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+  for (std::size_t i = 0; outputs.size() < wanted.size(); ++i) {
     enter(block_name(i));
     blocks_[i].apply(x, all, {}, fast_products_);
-    if (i == blocks_.size() - static_cast<std::size_t>(n)) enter(kNorm);
-    if (i + static_cast<std::size_t>(n) >= blocks_.size())
-      outputs.push_back(split(at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps).view({batch, tokens, dim})));
+    if (static_cast<int>(i) != wanted[outputs.size()]) continue;
+    if (norm == FinalNorm::applied && outputs.empty()) enter(kNorm);
+    const at::Tensor kept =
+        norm == FinalNorm::applied ? at::layer_norm(x, {dim}, norm_weight_, norm_bias_, kNormEps) : x.clone();
+    outputs.push_back(split(kept.view({batch, tokens, dim})));
   }
   return outputs;
 }

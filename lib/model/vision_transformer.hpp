@@ -29,7 +29,7 @@ struct VitConfig {
 VitConfig vit_preset(const std::string& arch);
 std::vector<std::string> vit_presets();
 
-/// Tokens after the final norm.
+/// Tokens, after the final norm where nothing else is said.
 struct VitOutput {
   at::Tensor cls;        // [B, D]
   at::Tensor registers;  // [B, R, D]; undefined where VitInput::patches is not
@@ -41,12 +41,16 @@ struct VitInput {
   at::Tensor images;  // [B, C, H, W], H and W multiples of the patch size; moved to the weights' type and device
   at::Tensor masks;   // bool [B, N] or undefined
   /// Rows kept by stochastic depth, in order: block 0 attention, block 0 ffn, block 1 attention, ...; each i64 [k]
-  /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth), in host memory. Empty: all rows.
+  /// (dinov2/layers/block.py, drop_add_residual_stochastic_depth), in host memory, or undefined: all rows. Empty: all
+  /// rows of every branch.
   std::vector<at::Tensor> kept;
   /// i64 [m] into [B * N], without repetition, in host memory: the patches that are wanted. The last block then works
   /// on these and the class tokens only. Undefined: all.
   at::Tensor patches;
 };
+
+/// Whether the final norm is applied to the tokens behind a block.
+enum class FinalNorm : std::uint8_t { applied, left_out };
 
 /// A vision transformer. Parameter names equal the official state_dict's; tensors can be re-seated onto flat buffers
 /// through parameters(). Thread-safe for concurrent inference.
@@ -71,8 +75,12 @@ class VisionTransformer {
   VitOutput forward(const at::Tensor& images, const at::Tensor& masks = {}) const;
   /// Several crop resolutions in one pass over packed tokens; equal to separate forwards.
   std::vector<VitOutput> forward_packed(const std::vector<VitInput>& inputs) const;
-  /// The last `n` blocks' tokens, shallow to deep, each through the final norm.
-  std::vector<VitOutput> intermediate_layers(const at::Tensor& images, int n) const;
+  /// The tokens behind some blocks (counted from 0, each once), shallow to deep whatever their order in the list. Only
+  /// without gradients. Throws core::UsageError when there is no such block.
+  std::vector<VitOutput> intermediate_layers(const at::Tensor& images, const std::vector<int>& blocks,
+                                             FinalNorm norm = FinalNorm::applied) const;
+  /// The numbers of the last `n` blocks; all, where there are fewer.
+  std::vector<int> last_blocks(int n) const;
 
  private:
   struct Block;

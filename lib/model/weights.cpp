@@ -14,6 +14,7 @@
 
 #include "core/error.hpp"
 #include "core/files.hpp"
+#include "io/torch_file.hpp"
 
 namespace allosaur::model {
 
@@ -24,32 +25,31 @@ constexpr const char* kMetadataKey = "allosaur.backbone";
 /// The configuration that the tensors themselves show.
 VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where) {
   std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
-  const auto need = [&](const std::string& name) -> const at::Tensor& {
+  const auto need = [&](const std::string& name, std::int64_t dimensions) -> const at::Tensor& {
     const auto found = by_name.find(name);
-    if (found == by_name.end())
+    if (found == by_name.end() || found->second.dim() != dimensions || found->second.numel() == 0)
       throw core::StorageError(
-          fmt::format("{} holds no tensor \"{}\": it is not a DINOv2 vision transformer.", where, name));
+          fmt::format("{} holds no tensor \"{}\" of {} dimensions: it is not a DINOv2 vision transformer.", where, name,
+                      dimensions));
     return found->second;
   };
   VitConfig config;
-  const at::Tensor& patch = need("patch_embed.proj.weight");
-  if (patch.dim() != 4)
-    throw core::StorageError(fmt::format("patch_embed.proj.weight in {} is not [D, C, p, p].", where));
+  const at::Tensor& patch = need("patch_embed.proj.weight", 4);
   config.in_channels = static_cast<int>(patch.size(1));
   config.embed_dim = static_cast<int>(patch.size(0));
   config.patch_size = static_cast<int>(patch.size(2));
   config.num_heads = std::max(1, config.embed_dim / 64);
-  const std::int64_t positions = need("pos_embed").size(1) - 1;
+  const std::int64_t positions = need("pos_embed", 3).size(1) - 1;
   config.image_size = static_cast<int>(std::lround(std::sqrt(static_cast<double>(positions)))) * config.patch_size;
   config.depth = 0;
   while (by_name.contains(fmt::format("blocks.{}.norm1.weight", config.depth))) ++config.depth;
   config.swiglu = by_name.contains("blocks.0.mlp.w12.weight");
   config.layer_scale = by_name.contains("blocks.0.ls1.gamma") ? 1.0 : 0.0;
   if (!config.swiglu && config.depth > 0)
-    config.mlp_ratio = static_cast<double>(need("blocks.0.mlp.fc1.weight").size(0)) / config.embed_dim;
-  if (const auto registers = by_name.find("register_tokens"); registers != by_name.end()) {
+    config.mlp_ratio = static_cast<double>(need("blocks.0.mlp.fc1.weight", 2).size(0)) / config.embed_dim;
+  if (by_name.contains("register_tokens")) {
     // The released models with registers resize positions by size and with antialiasing.
-    config.num_register_tokens = static_cast<int>(registers->second.size(1));
+    config.num_register_tokens = static_cast<int>(need("register_tokens", 3).size(1));
     config.interpolate_antialias = true;
     config.interpolate_offset = 0;
   }
@@ -67,7 +67,8 @@ std::unique_ptr<VisionTransformer> from_checkpoint(const std::filesystem::path& 
 
 std::unique_ptr<VisionTransformer> load_backbone(const std::filesystem::path& file) {
   if (std::filesystem::is_directory(file)) return from_checkpoint(file);
-  const io::Safetensors content = io::read_safetensors(file);
+  const io::Safetensors content =
+      io::is_torch_file(file) ? io::Safetensors{io::read_torch_file(file), {}} : io::read_safetensors(file);
   const io::NamedTensors tensors = backbone_tensors(content.tensors);
   const auto metadata = content.metadata.find(kMetadataKey);
   auto backbone = std::make_unique<VisionTransformer>(
@@ -227,13 +228,18 @@ void resize_positions(io::NamedTensors& tensors, const std::string& prefix, cons
 }
 
 io::NamedTensors backbone_tensors(const io::NamedTensors& tensors) {
-  const bool two_networks =
-      std::ranges::any_of(tensors, [](const auto& named) { return named.first.starts_with("teacher."); });
+  // What stands beside a model (an optimiser) or a teacher (the student) is left out.
+  std::string chosen;
+  for (const std::string part : {"model.", "module.", "teacher."}) {
+    const bool there =
+        std::ranges::any_of(tensors, [&](const auto& named) { return named.first.starts_with(chosen + part); });
+    if (there) chosen += part;
+  }
   io::NamedTensors result;
   for (const auto& [original, tensor] : tensors) {
-    if (two_networks && !original.starts_with("teacher.")) continue;
-    std::string name = original;
-    for (const std::string prefix : {"module.", "teacher.", "module.", "backbone.", "module."})
+    if (!original.starts_with(chosen)) continue;
+    std::string name = original.substr(chosen.size());
+    for (const std::string prefix : {"module.", "backbone.", "module."})
       if (name.starts_with(prefix)) name.erase(0, prefix.size());
     if (name.starts_with("dino_head.") || name.starts_with("ibot_head.")) continue;
     // blocks.<chunk>.<block>.rest: the second index is already the global one.

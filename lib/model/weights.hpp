@@ -11,10 +11,10 @@
 
 namespace allosaur::model {
 
-/// Loads a backbone from a file of weights: `.safetensors` (ours, or an official or training state_dict converted), or
-/// the folder of one of our checkpoints (the teacher). The shape of the network is read from the file's metadata where
-/// present, else from its tensors (heads of 64 dimensions, as all published models). Strict: a missing, unknown or
-/// ill-shaped tensor is a core::StorageError naming it.
+/// Loads a backbone from a file of weights: `.safetensors` (ours, or an official or training state_dict converted), an
+/// official or training file of PyTorch (`.pth`), or the folder of one of our checkpoints (the teacher). The shape of
+/// the network is read from the file's metadata where present, else from its tensors (heads of 64 dimensions, as all
+/// published models). Strict: a missing, unknown or ill-shaped tensor is a core::StorageError naming it.
 std::unique_ptr<VisionTransformer> load_backbone(const std::filesystem::path& file);
 
 /// A backbone at its initial values: a pure function of (config, seed), the same as pretraining starts from.
@@ -40,7 +40,7 @@ std::string to_json(const VitConfig& config);
 VitConfig vit_from_json(const std::string& text);
 
 /// Turns the names of a backbone found in official or training state_dicts into the flat official ones: picks the
-/// teacher where there are two networks, drops `module.`, `teacher.`, `backbone.`, drops heads, and unfolds
+/// entry `model` and the teacher where there are others, drops `module.`, `backbone.`, drops heads, and unfolds
 /// `blocks.<chunk>.<i>.`.
 io::NamedTensors backbone_tensors(const io::NamedTensors& tensors);
 

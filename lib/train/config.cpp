@@ -195,7 +195,7 @@ void declare_options(core::Options& o) {
   o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size")
       .at_least(0);
   o.add("student.pretrained_weights", std::string(),
-        "Backbone weights to start from (.safetensors or a checkpoint folder)", OptionKind::free);
+        "Backbone weights to start from (a .safetensors or .pth file, or a checkpoint folder)", OptionKind::free);
   o.add(
       "train.start_from", std::string(),
       "Checkpoint folder of another run to start from: student, teacher and heads, with a new optimiser and schedules",

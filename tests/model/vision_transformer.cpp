@@ -66,6 +66,22 @@ TEST_CASE("a packed forward equals separate ones, and keeping all rows equals no
   const auto kept = backbone->forward_packed({{large, masks, all_large, {}}, {small, {}, all_small, {}}});
   CHECK(difference(packed[0].cls, kept[0].cls) < 1e-5);
   CHECK(difference(packed[1].patches, kept[1].patches) < 1e-5);
+
+  // Branches that drop nothing, beside others that do.
+  const auto rows = [](std::vector<std::int64_t> list) { return at::tensor(list, at::kLong); };
+  const at::Tensor all_3 = at::arange(3), all_5 = at::arange(5), none, chosen = rows({17, 0, 5});
+  for (const at::Tensor& patches : {none, chosen}) {
+    const auto run = [&](const at::Tensor& large_rows, const at::Tensor& small_rows) {
+      return backbone->forward_packed(
+          {{large, masks, {large_rows, rows({2, 0}), large_rows, large_rows}, patches},
+           {small, {}, {small_rows, small_rows, rows({4, 1}), small_rows}, patches.defined() ? rows({1}) : none}});
+    };
+    const auto expected = run(all_3, all_5), found = run({}, {});
+    for (std::size_t i = 0; i < 2; ++i) {
+      CHECK(difference(expected[i].cls, found[i].cls) < 1e-5);
+      CHECK(difference(expected[i].patches, found[i].patches) < 1e-5);
+    }
+  }
 }
 
 TEST_CASE("chosen patches are those of the whole output, with the same gradients") {
@@ -123,8 +139,48 @@ TEST_CASE("every forward announces its units, in order and once") {
   backbone->forward(images);
   CHECK(seen == expected);
   seen.clear();
-  backbone->intermediate_layers(images, 1);
+  backbone->intermediate_layers(images, backbone->last_blocks(1));
   CHECK(seen == expected);
+}
+
+TEST_CASE("the tokens behind any blocks, with the final norm and without") {
+  model::VitConfig config = tiny();
+  config.depth = 3;
+  config.num_register_tokens = 2;
+  const auto backbone = model::new_backbone(config, 1);
+  const at::Tensor images = at::randn({2, 3, 16, 16});
+  CHECK_THROWS_AS(backbone->intermediate_layers(images, {2}), std::logic_error);  // gradients are on
+  const at::NoGradGuard no_grad;
+  // A norm that shows.
+  for (const model::Parameter& parameter : backbone->parameters())
+    if (parameter.unit == "norm") parameter.tensor->uniform_(0.5, 2);
+  std::vector<at::Tensor> norm;
+  for (const model::Parameter& parameter : backbone->parameters())
+    if (parameter.unit == "norm") norm.push_back(*parameter.tensor);
+  const auto raw = backbone->intermediate_layers(images, {2, 0}, model::FinalNorm::left_out);
+  const auto normed = backbone->intermediate_layers(images, {0, 2});
+  const auto last = backbone->intermediate_layers(images, backbone->last_blocks(7));
+  REQUIRE(raw.size() == 2);
+  REQUIRE(normed.size() == 2);
+  REQUIRE(last.size() == 3);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto by_hand = [&](const at::Tensor& tokens) {
+      return at::layer_norm(tokens, {config.embed_dim}, norm[0], norm[1], 1e-6);
+    };
+    CHECK(difference(by_hand(raw[i].cls), normed[i].cls) < 1e-5);
+    CHECK(difference(by_hand(raw[i].registers), normed[i].registers) < 1e-5);
+    CHECK(difference(by_hand(raw[i].patches), normed[i].patches) < 1e-5);
+    CHECK(difference(last[2 * i].patches, normed[i].patches) < 1e-6);
+  }
+  CHECK(difference(raw[0].patches, raw[1].patches) > 1e-3);
+  CHECK(difference(normed[1].cls, backbone->forward(images).cls) < 1e-5);
+  std::vector<std::string> seen;
+  backbone->set_before_unit([&](const std::string& unit) { seen.push_back(unit); });
+  backbone->intermediate_layers(images, {1}, model::FinalNorm::left_out);
+  CHECK(seen == std::vector<std::string>{"patch_embed", "blocks.0", "blocks.1"});  // and no more than is needed
+  for (const std::vector<int>& wrong : std::vector<std::vector<int>>{{3}, {-1}, {1, 1}})
+    CHECK_THROWS_WITH_AS(backbone->intermediate_layers(images, wrong), doctest::Contains("different ones from 0 to 2"),
+                         core::UsageError);
 }
 
 TEST_CASE("stochastic depth works in 16 bits") {
@@ -156,6 +212,25 @@ TEST_CASE("weights survive a file, and what does not fit is named") {
   content.tensors.pop_back();
   io::write_safetensors(file, content.tensors, content.metadata);
   CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("is missing"), core::StorageError);
+}
+
+TEST_CASE("weights of PyTorch: the teacher of a training, half and chunked, and a model beside its optimiser") {
+  const auto folder = testing::data_directory() / "weights";
+  const auto teacher = model::load_backbone(folder / "teacher_checkpoint.pth"),
+             model = model::load_backbone(folder / "model.pth");
+  CHECK(teacher->config().depth == 2);
+  CHECK(teacher->config().image_size == 4);
+  CHECK(model::fingerprint(*teacher) == model::fingerprint(*model));  // the values are exact in float16
+  for (const model::Parameter& parameter : teacher->parameters()) {
+    CAPTURE(parameter.name);
+    const std::int64_t first = parameter.name.starts_with("blocks.1.") ? 1 : 0;
+    const at::Tensor values = parameter.tensor->flatten();
+    CHECK((values.scalar_type() == at::kFloat));
+    CHECK(at::equal(values, at::arange(first, first + values.numel()) / 8));
+  }
+  CHECK_THROWS_WITH_AS(model::load_backbone(folder / "state_dict.pth"),
+                       doctest::Contains("no tensor \"patch_embed.proj.weight\" of 4 dimensions: it is not a DINOv2"),
+                       core::StorageError);
 }
 
 TEST_CASE("networks of other channels: a kernel a channel, in files too") {
@@ -201,6 +276,12 @@ TEST_CASE("names of training state_dicts become the flat official ones") {
   REQUIRE(tensors.size() == 2);
   CHECK(tensors[0].first == "blocks.5.norm1.weight");
   CHECK(tensors[1].first == "blocks.0.norm1.weight");
+  for (const char* name :
+       {"model.teacher.backbone.norm.bias", "model.module.norm.bias", "module.teacher.backbone.norm.bias",
+        "teacher.module.backbone.norm.bias", "backbone.module.norm.bias", "module.backbone.norm.bias"}) {
+    CAPTURE(name);
+    CHECK(model::backbone_tensors({{name, t}}).front().first == "norm.bias");
+  }
 }
 
 TEST_CASE("fast linear layers have the gradients of exact ones up to bfloat16's rounding") {

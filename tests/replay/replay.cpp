@@ -275,7 +275,7 @@ class Run {
     for (const double rate : rates)
       for (int branch = 0; branch < 2; ++branch) {
         const auto add = [&](std::vector<at::Tensor>& kept, std::int64_t rows) {
-          kept.push_back(rate == 0 ? at::arange(rows, at::kLong) : subset(batch, next++, rows));
+          kept.push_back(rate == 0 ? at::Tensor() : subset(batch, next++, rows));
         };
         add(micro.kept_global, micro.global_crops.size(0));
         if (micro.local_crops.defined()) add(micro.kept_local, micro.local_crops.size(0));
