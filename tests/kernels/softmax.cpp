@@ -164,5 +164,34 @@ ALLOSAUR_KERNEL_TEST("cross-entropy rows give the loss and turn scores into its 
   }
 }
 
+ALLOSAUR_KERNEL_TEST("log-sum-exps of numbers in half precision are those of the same numbers in float32") {
+  const std::int64_t rows = 5, prototypes = 300;
+  const Floats of_prototype(prototypes), of_row(rows);
+  for (const kernels::Type type : testing::kTypes) {
+    const testing::Numbers stored(type, rows * prototypes);
+    Floats logits(rows * prototypes);
+    for (std::int64_t i = 0; i < stored.size(); ++i) logits[i] = stored[i];
+    const auto by_row_and_column = [&](const void* numbers, kernels::Type stored_type) {
+      Floats sums(rows + prototypes);
+      run(kernels::RowLogSumExp{.rows = rows,
+                                .prototypes = prototypes,
+                                .logits = numbers,
+                                .type = stored_type,
+                                .shift = of_prototype.data(),
+                                .output = sums.data()});
+      run(kernels::ColumnLogSumExp{.rows = rows,
+                                   .prototypes = prototypes,
+                                   .logits = numbers,
+                                   .type = stored_type,
+                                   .shift = of_row.data(),
+                                   .output = sums.data() + rows});
+      return sums;
+    };
+    const Floats ours = by_row_and_column(stored.data(), type),
+                 theirs = by_row_and_column(logits.data(), kernels::Type::f32);
+    CHECK(std::equal(ours.begin(), ours.end(), theirs.begin()));
+  }
+}
+
 }  // namespace
 }  // namespace allosaur

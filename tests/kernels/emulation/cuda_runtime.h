@@ -6,6 +6,7 @@
 #include <source_location>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/emulation/emulation.hpp"
 

@@ -20,7 +20,7 @@ namespace allosaur::emulation {
 
 namespace {
 
-constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr unsigned kWarp = 32;
 constexpr std::size_t kStackBytes = 64 * 1024;
 
 enum class State : std::uint8_t { ready, barrier, shuffle, ended };
@@ -173,7 +173,7 @@ void set_order(Order chosen) {
 }
 
 void run_grid(const std::function<void()>& thread) {
-  static const auto stacks = std::make_unique_for_overwrite<std::byte[]>(kMostThreads * kStackBytes);
+  const auto stacks = std::make_unique_for_overwrite<std::byte[]>(blockDim.x * kStackBytes);
   std::exception_ptr failure;
   std::thread([&] {
     try {

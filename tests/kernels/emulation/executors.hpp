@@ -15,7 +15,7 @@ struct Executor {
   std::string name;
   bool gpu = false;
   std::optional<emulation::Order> emulated = std::nullopt;
-  /// Returns when the kernel has ended. Pointers may be to any memory of the host; with `gpu`, of Arrays only.
+  /// Returns when the kernel has ended. Pointers are to memory of the host; with `gpu`, to Arrays or memory of the GPU.
   template <class Kernel>
   void operator()(const Kernel& kernel) const;
 };
