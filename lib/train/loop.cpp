@@ -286,7 +286,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   };
   const auto evaluate = [&] {
     units.wait_for_teacher();
-    context.evaluate(result.iterations, ema.backbone());
+    result.preempted = !context.evaluate(result.iterations, ema.backbone());
   };
   const std::optional<std::int64_t> restored = checkpoints.restore(units, trainer.state());
   if (restored) {
@@ -301,6 +301,10 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   });
   // A run that was stopped, or broke off, before it evaluated its last checkpoint does so now.
   if (evaluation_due() && !(restored && context.evaluated(result.iterations))) evaluate();
+  if (result.preempted) {
+    checkpoints.finish();
+    return result;
+  }
   if (config.stop_at > 0 && result.iterations >= config.stop_at && result.iterations < config.iterations) {
     result.stopped_before = true;
     checkpoints.finish();
@@ -364,10 +368,12 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
                                                      100 * line.at("data_wait").get<double>()));
       window = {};
     }
-    if (result.iterations % config.checkpoint_period == 0 || result.iterations == config.iterations || result.preempted)
-      save(result.iterations);
+    const bool saved =
+        result.iterations % config.checkpoint_period == 0 || result.iterations == config.iterations || result.preempted;
+    if (saved) save(result.iterations);
     if (!result.preempted && evaluation_due()) {
       evaluate();
+      if (result.preempted && !saved) save(result.iterations);
       window = {};
     }
   }

@@ -200,17 +200,39 @@ TEST_CASE("every evaluation is made once, also where the run was stopped at one"
   const testing::TemporaryDirectory folder;
   write_images(folder.path() / "images", 12);
   std::vector<std::int64_t> evaluated;
+  bool abandoned = false;
+  std::string run = "run";
   const auto part = [&](std::int64_t stop_at) {
     comm::StopSignal stop;
     comm::Watchdog watchdog(testing::log(), world, std::chrono::seconds(0));
-    train::LoopContext context{world, world, testing::log(), nullptr, stop, watchdog, folder.path() / "run"};
+    train::LoopContext context{world, world, testing::log(), nullptr, stop, watchdog, folder.path() / run};
     context.evaluate_period = 4;
-    context.evaluate = [&](std::int64_t iteration, const auto&) { evaluated.push_back(iteration); };
+    context.evaluate = [&](std::int64_t iteration, const auto&) {
+      if (abandoned) return false;
+      evaluated.push_back(iteration);
+      return true;
+    };
     context.evaluated = [&](std::int64_t iteration) { return std::ranges::count(evaluated, iteration) > 0; };
     train::TrainConfig config = train::read_config(small_options(), world.size());
     config.stop_at = stop_at;
-    train::pretrain(context, config, data::open_dataset(world, folder.path() / "images", data::Labels::ignored));
+    return train::pretrain(context, config, data::open_dataset(world, folder.path() / "images", data::Labels::ignored));
   };
+  // Stopped before the first iteration, on the way (where there would be no checkpoint), and at the end.
+  for (const std::int64_t iteration : {0, 4, 8, 10}) {
+    CAPTURE(iteration);
+    abandoned = true;
+    const train::LoopResult stopped = part(0);
+    CHECK(stopped.preempted);
+    CHECK(stopped.iterations == iteration);
+    CHECK(stopped.checkpoint.filename() == fmt::format("{:07}", iteration));
+    CHECK(std::ranges::count(evaluated, iteration) == 0);
+    abandoned = false;
+    CHECK(part(iteration < 10 ? iteration + 1 : 0).preempted == (iteration < 10));
+    CHECK(evaluated.back() == iteration);
+  }
+  CHECK(evaluated == std::vector<std::int64_t>{0, 4, 8, 10});
+  evaluated.clear();
+  run = "other run";
   part(4);
   CHECK(evaluated == std::vector<std::int64_t>{0});
   part(6);
