@@ -70,14 +70,14 @@ std::string merged_rejections(const fs::path& directory) {
 }  // namespace
 
 RunDirectory::RunDirectory(Context& context, std::string_view job, const fs::path& path) : path_(path) {
-  attempt_ = std::stoi(comm::on_root(context.world, [&] {
+  attempt_ = comm::on_root(context.world, [&] {
     core::make_directory(path);
     lock_ = std::make_unique<core::DirectoryLock>(path);
     if (!lock_->held())
       context.log.warning("{} is on a file system without locks: see to it that no other run writes there.",
                           path.string());
-    return std::to_string(next_attempt(path, job, context.options));
-  }));
+    return next_attempt(path, job, context.options);
+  });
   const std::vector<std::string> hosts = context.world.gather_all(core::host_name());
   comm::coordinate(context.world, [&] {
     if (context.world.rank() == 0) {

@@ -57,7 +57,7 @@ Outcome demo(Context& context) {
   }
   const RunDirectory run(context, "demo", context.options.path("output"));
   const fs::path truth = run.path() / "truth.json";
-  if (!comm::on_root(world, [&] { return fs::exists(truth) ? "done" : ""; }).empty()) {
+  if (comm::on_root(world, [&] { return fs::exists(truth); })) {
     context.log.info("{} already holds the demo data; nothing to do.", run.path().string());
     return Outcome::complete;
   }

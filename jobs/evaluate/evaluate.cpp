@@ -306,12 +306,12 @@ Outcome evaluate(Context& context) {
   const std::string fingerprint = comm::on_root(world, [&] { return model::fingerprint(*inputs.backbone); });
   const std::string identity =
       fmt::format("{} {} {} {}", fingerprint, train_identity, test_identity, identity_of(options));
-  const std::string known = comm::on_root(world, [&] {
+  const bool known = comm::on_root(world, [&] {
     const auto earlier = earlier_results(run.path() / "results", identity, config.linear.has_value());
     if (earlier) results = *earlier;
-    return earlier ? "yes" : "no";
+    return earlier.has_value();
   });
-  if (known == "yes") {
+  if (known) {
     if (world.rank() == 0) {
       context.log.info("{} was evaluated before; {} holds the results", inputs.weights,
                        (run.path() / "results").string());
@@ -348,7 +348,7 @@ Outcome evaluate(Context& context) {
   if (probe.iteration > 0) context.log.info("the probe goes on from iteration {}", probe.iteration);
   hooks.probe = &probe;
   const evaluation::EvaluateResult result = evaluation::score(world, std::move(sets), config, hooks);
-  if (result.linear && !result.linear->complete) {
+  if (!result.complete) {
     keep_probe(world, probe_index, identity, probe);
     return Outcome::preempted;
   }
@@ -370,6 +370,7 @@ Outcome evaluate(Context& context) {
                {"centred", config.centre}};
   if (options.flag("evaluate.raw_pixels")) {
     evaluation::EvaluateConfig pixels = config;
+    hooks.stop = {};  // this is soon done, and what comes before it would be lost
     pixels.extract.resize = pixels.extract.crop = kPixelsSide;
     pixels.linear.reset();
     const auto baseline = evaluation::extract_pixel_sets(world, *train, *test, pixels, hooks);

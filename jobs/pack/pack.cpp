@@ -87,7 +87,7 @@ class PackJob final : public Job {
     comm::Communicator& world = context.world;
     const fs::path index = context.options.path("output") / data::kPackedIndexName;
     const data::Labels labels = context.options.flag("pack.labelled") ? data::Labels::required : data::Labels::ignored;
-    const bool packed = !comm::on_root(world, [&] { return fs::exists(index) ? "yes" : ""; }).empty();
+    const bool packed = comm::on_root(world, [&] { return fs::exists(index); });
     // The source before the output directory, so that a misspelt path does not become its configuration.
     const auto source = packed ? nullptr : open_images(context, context.options.path("pack.source"), labels);
     std::optional<RunDirectory> directory;

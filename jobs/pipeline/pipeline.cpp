@@ -177,7 +177,7 @@ Outcome PipelineJob::run(Context& context) const {
   // A mistake is told now, not hours later in the phase that it belongs to.
   comm::coordinate(context.world, [&] {
     check_curate_options(options);
-    check_pretrain_options(options, context.world.size());
+    pretrain_config(options, context.world.size());
   });
   if (context.dry_run) {  // a phase that reads what another writes has no plan yet
     phases.run(make_demo ? "demo" : "curate", make_demo ? demo : curate);
@@ -191,10 +191,9 @@ Outcome PipelineJob::run(Context& context) const {
 
   options.set("train.dataset_path", std::vector{(phases.folder("curate") / kCuratedFolder).string()});
   if (!phases.run("pretrain", pretrain)) return Outcome::preempted;
-  const std::string finished = comm::on_root(context.world, [&] {
-    return fs::exists(phases.folder("pretrain") / kTeacherFile) ? std::string("yes") : std::string();
-  });
-  if (finished.empty()) return Outcome::complete;  // train.stop_at, as pretraining has said
+  const bool finished =
+      comm::on_root(context.world, [&] { return fs::exists(phases.folder("pretrain") / kTeacherFile); });
+  if (!finished) return Outcome::complete;  // train.stop_at, as pretraining has said
 
   const bool evaluated = !options.text("evaluate.train").empty();
   if (evaluated) {

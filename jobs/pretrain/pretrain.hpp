@@ -1,8 +1,11 @@
 #pragma once
+#include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "jobs/job.hpp"
+#include "train/config.hpp"
 
 namespace allosaur::jobs {
 
@@ -11,9 +14,11 @@ namespace allosaur::jobs {
 /// way.
 void declare_pretrain_options(core::Options& options);
 
-/// Local. Throws core::UsageError for options that make no sense together or on this many ranks, without looking at any
-/// file.
-void check_pretrain_options(const core::Options& options, int ranks);
+/// Local. What the options say of the training on this many ranks, and of its evaluation on the way; `batch_size` as
+/// train::read_config() has it. Throws core::UsageError for options that make no sense together or on these ranks,
+/// without looking at any file.
+train::TrainConfig pretrain_config(const core::Options& options, int ranks,
+                                   std::optional<std::int64_t> batch_size = {});
 
 /// Collective. Pretrains on `train.dataset_path` into `output`; continues where its checkpoints say; a run that was
 /// started on other images is refused (core::UsageError). At the end the teacher's backbone stands in

@@ -1,6 +1,7 @@
 #pragma once
 #include <exception>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -39,11 +40,19 @@ std::invoke_result_t<F> coordinate(Communicator& group, F&& local) {
   }
 }
 
-/// Collective. As coordinate(), but only rank 0 runs `local`; its (string) result is broadcast.
+/// Collective. As coordinate(), but only rank 0 runs `local`; its result, a number, a truth value or a text, is
+/// broadcast.
 template <class F>
-std::string on_root(Communicator& group, F&& local) {
-  std::string text = coordinate(group, [&] { return group.rank() == 0 ? std::string(local()) : std::string(); });
-  return group.broadcast(std::move(text), 0);
+auto on_root(Communicator& group, F&& local) {
+  using Given = std::invoke_result_t<F>;
+  using Result = std::conditional_t<std::is_arithmetic_v<Given>, Given, std::string>;
+  Result result = coordinate(group, [&] { return group.rank() == 0 ? Result(local()) : Result(); });
+  if constexpr (std::is_arithmetic_v<Result>) {
+    group.host().broadcast(std::as_writable_bytes(std::span(&result, 1)), 0);
+    return result;
+  } else {
+    return group.broadcast(std::move(result), 0);
+  }
 }
 
 }  // namespace allosaur::comm

@@ -56,13 +56,11 @@ int crop_size(const AugmentConfig& config, std::size_t crop) {
 }
 
 template <class Value>
-void look_up(const Crop& crop, const std::vector<Value>& tables, void* out) {
-  const std::size_t pixels = crop.pixels();
+void look_up(const std::uint8_t* planes, std::size_t pixels, const std::vector<Value>& tables, void* out) {
   auto* to = static_cast<Value*>(out);
-  for (int c = 0; c < crop.channels; ++c, to += pixels) {
-    const Value* table = &tables[static_cast<std::size_t>(c) * 256];
-    const std::uint8_t* from = crop.plane(c);
-    for (std::size_t i = 0; i < pixels; ++i) to[i] = table[from[i]];
+  for (std::size_t c = 0; c < tables.size() / 256; ++c, planes += pixels, to += pixels) {
+    const Value* table = &tables[c * 256];
+    for (std::size_t i = 0; i < pixels; ++i) to[i] = table[planes[i]];
   }
 }
 
@@ -160,11 +158,11 @@ Normalization::Normalization(const AugmentConfig& config) : type_(config.type) {
   }
 }
 
-void Normalization::write(const Crop& crop, void* out) const {
+void Normalization::write(const std::uint8_t* planes, std::size_t pixels, void* out) const {
   if (type_ == c10::kFloat)
-    look_up(crop, floats_, out);
+    look_up(planes, pixels, floats_, out);
   else
-    look_up(crop, halves_, out);
+    look_up(planes, pixels, halves_, out);
 }
 
 Augmenter::Augmenter(const AugmentConfig& config) : config_(config), normalization_(config) {}

@@ -93,7 +93,9 @@ class Normalization {
   /// Throws core::UsageError as check_pixels() does.
   explicit Normalization(const AugmentConfig& config);
   /// (value / 255 - mean) / deviation per channel in float32, then rounded.
-  void write(const Crop& crop, void* out) const;
+  void write(const Crop& crop, void* out) const { write(crop.values.data(), crop.pixels(), out); }
+  /// The same of planes of so many pixels each, one a channel.
+  void write(const std::uint8_t* planes, std::size_t pixels, void* out) const;
 
  private:
   c10::ScalarType type_;

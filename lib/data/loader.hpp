@@ -72,13 +72,15 @@ class Loader {
 /// `resize`), normalised. Returns f32 [channels, crop, crop]; throws core::InputError when the image is broken.
 at::Tensor evaluation_view(const Sample& sample, const PixelConfig& pixels, int resize, int crop);
 
-/// The evaluation views of many samples, on `threads` threads.
+/// The evaluation views of many samples, on `threads` threads, as bytes that normalise() makes images of.
 struct Views {
-  at::Tensor images;               // f32 [indices, channels, crop, crop]; zeros where the image was rejected
+  at::Tensor pixels;               // uint8 [indices, channels, crop, crop]; zeros where the image was rejected
   std::vector<std::int64_t> area;  // [indices] width times height of the image; 0 where it was rejected
   std::vector<Rejected> rejected;  // in the order of `indices`
 };
 Views evaluation_views(const Dataset& dataset, std::span<const std::int64_t> indices, const PixelConfig& pixels,
                        int resize, int crop, int threads);
+/// f32, of the same shape.
+at::Tensor normalise(const at::Tensor& pixels, const PixelConfig& config, int threads);
 
 }  // namespace allosaur::data

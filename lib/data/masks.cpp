@@ -18,15 +18,14 @@ constexpr int kTries = 10;
 /// One square grid of patches that blocks are laid on.
 class MaskGrid {
  public:
-  MaskGrid(bool* cells, int side) : cells_(cells), side_(side) {}
+  MaskGrid(bool* cells, const MaskConfig& config)
+      : cells_(cells), side_(config.patches_per_side), max_block_(config.max_block()) {}
 
   /// Covers `wanted` patches with random blocks; fewer when no further block fits.
   void cover(std::int64_t wanted, core::Random& random) {
-    // ((0.5 * image // patch) * image) // patch of the published code, with image = side * patch.
-    const std::int64_t max_block = static_cast<std::int64_t>(side_ / 2) * side_;
     std::int64_t covered = 0;
     while (covered < wanted) {
-      const std::int64_t added = add_block(std::min(wanted - covered, max_block), random);
+      const std::int64_t added = add_block(std::min(wanted - covered, max_block_), random);
       if (added == 0) break;
       covered += added;
     }
@@ -57,6 +56,7 @@ class MaskGrid {
 
   bool* cells_;
   int side_;
+  std::int64_t max_block_;
 };
 
 }  // namespace
@@ -75,8 +75,7 @@ at::Tensor make_masks(const MaskConfig& config, int images, std::uint64_t seed, 
     core::Random random(seed, core::Purpose::mask, static_cast<std::uint64_t>(group), static_cast<std::uint32_t>(i));
     const double low = config.ratio_min + step * static_cast<double>(i);
     const auto wanted = static_cast<std::int64_t>(static_cast<double>(patches) * random.uniform(low, low + step));
-    MaskGrid(masks.data_ptr<bool>() + place[static_cast<std::size_t>(i)] * patches, config.patches_per_side)
-        .cover(wanted, random);
+    MaskGrid(masks.data_ptr<bool>() + place[static_cast<std::size_t>(i)] * patches, config).cover(wanted, random);
   }
   return masks;
 }

@@ -9,6 +9,10 @@ namespace allosaur::data {
 struct MaskConfig {
   int patches_per_side = 16;
   double sample_probability = 0.5, ratio_min = 0.1, ratio_max = 0.5;
+
+  /// The most patches of one block: ((0.5 * image // patch) * image) // patch of the published code, where the image
+  /// has patches_per_side * patch pixels a side.
+  std::int64_t max_block() const noexcept { return std::int64_t{patches_per_side / 2} * patches_per_side; }
 };
 
 /// The bool [2B, N] masks of one group of B images, rows crop-major (crop 1 of all images, then crop 2): floor(2B * p)

@@ -35,9 +35,15 @@ FrozenSets collect(
       if (hooks.progress)
         hooks.progress(kind + " of the " + what, "images", done * dataset.size() / rows.size(), dataset.size());
     };
+    own.stop = hooks.stop;
+    own.views = hooks.views;
     return extract(dataset, rows, own);
   };
-  const features::Features bank = features_of(train, kTrain), queries = features_of(test, kTest);
+  const FrozenSets stopped{.train = {}, .test = {}, .complete = false};
+  const features::Features bank = features_of(train, kTrain);
+  if (group.max(!bank.complete) != 0) return stopped;
+  const features::Features queries = features_of(test, kTest);
+  if (group.max(!queries.complete) != 0) return stopped;
   return freeze(group, train, bank, queries);
 }
 
@@ -100,6 +106,7 @@ FrozenSets extract_pixel_sets(comm::Communicator& group, const data::Dataset& tr
 }
 
 EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateConfig& config, const Hooks& hooks) {
+  if (!sets.complete) return {.knn = {}, .linear = {}, .complete = false};
   if (config.centre) centre(group, sets.train, sets.test);
   EvaluateResult result{.classes = sets.classes,
                         .train_images = group.sum(sets.train.labels.numel()),
@@ -113,6 +120,7 @@ EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateC
         hooks.progress("linear probe", "iterations", done, config.linear->iterations);
       };
     result.linear = linear_probe(group, sets.train, sets.test, sets.classes, *config.linear, probe);
+    result.complete = result.linear->complete;
   }
   return result;
 }

@@ -27,20 +27,24 @@ struct Hooks {
   /// Done so far over all ranks (as judged by this one) of a stage: for display, and to show that the rank is alive.
   std::function<void(std::string_view stage, std::string_view unit, std::int64_t done, std::int64_t total)> progress;
   std::function<void()> alive;  ///< now and then in between, to show that the rank is
-  std::function<bool()> stop;   ///< whether the probe is to leave early
-  ProbeState* probe = nullptr;  ///< what the probe goes on from; where it stands when it leaves early
+  /// Whether to leave early: where one rank says so, all do. Asked during extraction and by the probe.
+  std::function<bool()> stop;
+  features::KeptViews* views = nullptr;  ///< of both sets, for the next evaluation
+  ProbeState* probe = nullptr;           ///< what the probe goes on from; where it stands when it leaves early
 };
 
 /// The frozen features of a training (bank) and a test set.
 struct FrozenSets {
   Frozen train, test;
   std::int64_t classes = 0;
+  bool complete = true;  ///< false: stopped before the end, and of no use
 };
 
 struct EvaluateResult {
   std::int64_t classes = 0, train_images = 0, test_images = 0;  ///< images: used, over all ranks
   KnnResult knn;
   std::optional<LinearResult> linear;
+  bool complete = true;  ///< false: stopped before the end; what there is of it is of no use, but for Hooks::probe
 };
 
 /// Local. Throws core::UsageError when the view does not fit a network's patches.
@@ -67,7 +71,7 @@ FrozenSets extract_pixel_sets(comm::Communicator& group, const data::Dataset& tr
                               const EvaluateConfig& config, const Hooks& hooks = {});
 
 /// Collective. k-NN and, with `config.linear`, the linear probe, on the features as they are or (`config.centre`)
-/// centred. The probe leaves early when asked to.
+/// centred. Leaves early when asked to, and where the sets are not complete.
 EvaluateResult score(comm::Communicator& group, FrozenSets sets, const EvaluateConfig& config, const Hooks& hooks = {});
 
 /// Collective. extract_sets() and score() in one: an evaluation while training.

@@ -6,8 +6,6 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include "data/loader.hpp"
-
 namespace allosaur::features {
 namespace {
 
@@ -35,9 +33,11 @@ void fill(Features& features, const data::Dataset& dataset, std::int64_t first, 
     const std::int64_t count = std::min<std::int64_t>(config.batch, rows - row);
     std::vector<std::int64_t> indices(static_cast<std::size_t>(count));
     std::iota(indices.begin(), indices.end(), first + row);
-    const auto views =
-        data::evaluation_views(dataset, indices, config.pixels, config.resize, config.crop, config.threads);
-    describe(views.images, row);
+    const auto decode = [&] {
+      return data::evaluation_views(dataset, indices, config.pixels, config.resize, config.crop, config.threads);
+    };
+    const data::Views views = hooks.views != nullptr ? hooks.views->get(dataset, first + row, decode) : decode();
+    describe(data::normalise(views.pixels, config.pixels, config.threads), row);
     std::copy(views.area.begin(), views.area.end(), features.area.begin() + row);
     for (std::int64_t i = 0; i < count; ++i) {
       if (views.area[static_cast<std::size_t>(i)] > 0) continue;
@@ -52,6 +52,18 @@ void fill(Features& features, const data::Dataset& dataset, std::int64_t first, 
 }
 
 }  // namespace
+
+data::Views KeptViews::get(const data::Dataset& dataset, std::int64_t row, const std::function<data::Views()>& decode) {
+  const auto found = batches_.find({&dataset, row});
+  if (found != batches_.end()) return found->second;
+  data::Views views = decode();
+  const auto bytes = static_cast<std::int64_t>(views.pixels.nbytes());
+  if (bytes <= room_) {
+    room_ -= bytes;
+    batches_[{&dataset, row}] = views;
+  }
+  return views;
+}
 
 Features extract(const model::VisionTransformer& backbone, const data::Dataset& dataset, comm::Range rows,
                  const ExtractConfig& config, const Hooks& hooks) {

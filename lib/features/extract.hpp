@@ -1,13 +1,16 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "comm/communicator.hpp"
 #include "data/dataset.hpp"
+#include "data/loader.hpp"
 #include "data/pixels.hpp"
 #include "model/vision_transformer.hpp"
 
@@ -31,11 +34,26 @@ struct Features {
   bool complete = true;              // false: stopped before the end, and of no use
 };
 
+/// Decoded evaluation views, in host memory as bytes: kept for later extractions of the same data sets, which must
+/// outlive it, with the same view, batch and rows. Batches beyond `max_bytes` are decoded every time.
+class KeptViews {
+ public:
+  explicit KeptViews(std::int64_t max_bytes) : room_(max_bytes) {}
+  std::int64_t room() const noexcept { return room_; }  ///< bytes left
+  /// The views of the batch from a row on: those that are kept, else those that decode() gives.
+  data::Views get(const data::Dataset& dataset, std::int64_t row, const std::function<data::Views()>& decode);
+
+ private:
+  std::int64_t room_;
+  std::map<std::pair<const data::Dataset*, std::int64_t>, data::Views> batches_;
+};
+
 /// What extraction tells and asks between batches, on the caller's thread; any may be empty.
 struct Hooks {
   std::function<void(const std::string& key, const std::string& reason)> reject;  ///< a broken image, in order
   std::function<void(std::int64_t done)> progress;
   std::function<bool()> stop;  ///< whether to leave early
+  KeptViews* views = nullptr;  ///< where the decoded images are kept
 };
 
 /// Local. A frozen backbone over the images `rows` of a data set. Images are moved to the backbone's device. Throws

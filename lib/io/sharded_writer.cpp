@@ -72,7 +72,7 @@ struct ShardedWriter::Impl {
   ~Impl() { discard(); }
 
   void open() {
-    generation = std::stoll(comm::on_root(group, [&] {
+    generation = comm::on_root(group, [&] {
       std::int64_t last = 0;
       const std::error_code error =
           for_each_shard(index, [&](const fs::path&, std::int64_t used) { last = std::max(last, used); });
@@ -80,8 +80,8 @@ struct ShardedWriter::Impl {
         throw core::StorageError(
             fmt::format("{}: cannot list the folder: {}.", core::folder_of(index).string(), error.message()));
       }
-      return std::to_string(last + 1);
-    }));
+      return last + 1;
+    });
     const std::string name = fmt::format("{}.{}.{:05}.h5", index.stem().string(), generation, group.rank());
     shard = core::folder_of(index) / name;
     manifest.shards.push_back({name, 0, {}});

@@ -1,5 +1,6 @@
 #include "train/loop.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <span>
@@ -104,7 +105,7 @@ class CollapseWatch {
       warn(iterations,
            fmt::format("the teacher uses hardly any of its prototypes (entropy of the mean target {:.2f} of {:.2f}); "
                        "the representation may be collapsing. Look at teacher temperature, centring and learning rate.",
-                       result.targets->marginal, log_prototypes_));
+                       std::max(0.0, result.targets->marginal), log_prototypes_));
     }
     if (result.feature_rank < 2 && !said_rank_) {
       said_rank_ = true;
@@ -288,7 +289,7 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   };
   const auto evaluate = [&] {
     units.wait_for_teacher();
-    context.evaluate(result.iterations, ema.backbone());
+    result.preempted = !context.evaluate(result.iterations, ema.backbone());
   };
   const std::optional<std::int64_t> restored = checkpoints.restore(units, trainer.state());
   if (restored) {
@@ -304,6 +305,10 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   });
   // A run that was stopped, or broke off, before it evaluated its last checkpoint does so now.
   if (evaluation_due() && !(restored && context.evaluated(result.iterations))) evaluate();
+  if (result.preempted) {
+    checkpoints.finish();
+    return result;
+  }
   if (config.stop_at > 0 && result.iterations >= config.stop_at && result.iterations < config.iterations) {
     result.stopped_before = true;
     checkpoints.finish();
@@ -368,10 +373,12 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
                                                      100 * line.at("data_wait").get<double>()));
       window = {};
     }
-    if (result.iterations % config.checkpoint_period == 0 || result.iterations == config.iterations || result.preempted)
-      save(result.iterations);
+    const bool saved =
+        result.iterations % config.checkpoint_period == 0 || result.iterations == config.iterations || result.preempted;
+    if (saved) save(result.iterations);
     if (!result.preempted && evaluation_due()) {
       evaluate();
+      if (result.preempted && !saved) save(result.iterations);
       window = {};
     }
   }

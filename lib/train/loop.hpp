@@ -24,8 +24,8 @@ struct LoopContext {
   std::filesystem::path directory;   ///< of the run; checkpoints go below it
   std::int64_t evaluate_period = 0;  ///< iterations between calls of evaluate; 0 = never
   /// Collective. Called with the teacher before the first iteration of a fresh run, at multiples of the period and at
-  /// the end.
-  std::function<void(std::int64_t iteration, const model::VisionTransformer& teacher)> evaluate = {};
+  /// the end. False, on all ranks, where it was stopped on request: the run stops too, and evaluates when it goes on.
+  std::function<bool(std::int64_t iteration, const model::VisionTransformer& teacher)> evaluate = {};
   /// Collective. Whether evaluate() was done with an iteration in an earlier attempt. Both are needed with a period.
   std::function<bool(std::int64_t iteration)> evaluated = {};
 };

@@ -32,6 +32,11 @@ TEST_CASE("coordinate returns what the callable returns") {
   CHECK(*coordinate(world(), [] { return std::make_unique<int>(7); }) == 7);
   coordinate(world(), [] {});
   CHECK(on_root(world(), [] { return std::string("text"); }) == "text");
+  CHECK(on_root(world(), [] { return world().rank() == 0 ? "text" : "other"; }) == "text");
+  const std::int64_t large = (std::int64_t{1} << 40) + world().rank();
+  CHECK(on_root(world(), [&] { return large; }) == std::int64_t{1} << 40);
+  CHECK(on_root(world(), [] { return 0.25 + world().rank(); }) == 0.25);
+  CHECK(on_root(world(), [] { return world().rank() == 0; }) == true);
 }
 
 TEST_CASE("coordinate: the thrower throws its own, the others a PeerError with the same code") {

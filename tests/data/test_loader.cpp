@@ -307,14 +307,15 @@ TEST_CASE("evaluation views of many images") {
   const Pictures pictures(6, {2});
   const std::vector<std::int64_t> indices = {4, 2, 0};
   const data::Views views = data::evaluation_views(pictures, indices, {}, 16, 12, 2);
-  CHECK((views.images.sizes() == at::IntArrayRef{3, 3, 12, 12}));
+  const at::Tensor images = data::normalise(views.pixels, {}, 2);
+  CHECK((images.sizes() == at::IntArrayRef{3, 3, 12, 12}));
   CHECK(views.area[0] > 0);
   CHECK(views.area[1] == 0);
   CHECK(views.area[2] > 0);
   CHECK(views.rejected.size() == 1);
   CHECK(views.rejected.at(0).key == "picture 2");
-  CHECK(views.images[2].equal(data::evaluation_view(pictures.get(0), {}, 16, 12)));
-  CHECK(views.images[1].eq(0).all().item<bool>());
+  CHECK(images[2].equal(data::evaluation_view(pictures.get(0), {}, 16, 12)));
+  CHECK(views.pixels[1].eq(0).all().item<bool>());
   CHECK_THROWS_AS(data::evaluation_views(pictures, indices, {}, 12, 16, 1), core::UsageError);
 }
 

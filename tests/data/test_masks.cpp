@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "data/masks.hpp"
@@ -51,6 +52,11 @@ TEST_CASE("masks come in blocks") {
   const at::Tensor pairs = masks.slice(2, 1) & masks.slice(2, 0, 15);
   CHECK(pairs.sum().item<double>() > 0.7 * masks.sum().item<double>());
   for (int row = 0; row < 64; ++row) CHECK_FALSE(masks[row].all().item<bool>());
+}
+
+TEST_CASE("blocks have at most the published number of patches") {
+  for (const auto& [image, patch, largest] : {std::array{224, 16, 98}, {224, 14, 128}, {518, 14, 666}})
+    CHECK(data::MaskConfig{.patches_per_side = image / patch}.max_block() == largest);
 }
 
 TEST_CASE("odd mask settings") {

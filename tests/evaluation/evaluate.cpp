@@ -78,8 +78,35 @@ TEST_CASE("the probe leaves early on all ranks when one is asked to") {
     if (stage == "linear probe") iterations = done;
   };
   hooks.stop = [&] { return world().rank() + 1 == world().size() && iterations == 7; };
-  CHECK_FALSE(evaluate_backbone(world(), *backbone, train, test, small_config(), hooks).linear->complete);
+  const EvaluateResult result = evaluate_backbone(world(), *backbone, train, test, small_config(), hooks);
+  CHECK_FALSE(result.complete);
+  CHECK_FALSE(result.linear->complete);
   CHECK(iterations == 7);
+}
+
+TEST_CASE("extraction leaves early on all ranks when one is asked to; the next evaluation finds its images decoded") {
+  const MemoryDataset train(40, 4, 1), test(24, 4, 2);
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  features::KeptViews views(1 << 20);
+  for (const std::string stage : {"features of the training set", "features of the test set"}) {
+    bool reached = false;
+    Hooks hooks;
+    hooks.views = &views;
+    hooks.progress = [&](std::string_view now, std::string_view, std::int64_t, std::int64_t) {
+      reached |= now == stage;
+    };
+    hooks.stop = [&] { return world().rank() + 1 == world().size() && reached; };
+    CHECK_FALSE(evaluate_backbone(world(), *backbone, train, test, small_config(), hooks).complete);
+  }
+  Hooks hooks;
+  hooks.views = &views;
+  const std::int64_t images = world().share(40).size() + world().share(24).size();
+  for (int time = 0; time < 2; ++time) {
+    const EvaluateResult result = evaluate_backbone(world(), *backbone, train, test, small_config(), hooks);
+    CHECK(result.complete);
+    CHECK(result.knn.best().accuracy.top1 > 0.9);
+    CHECK(views.room() == (1 << 20) - images * 3 * 16 * 16);
+  }
 }
 
 TEST_CASE("what cannot be evaluated is refused on every rank") {

@@ -1,5 +1,7 @@
 #include "features/extract.hpp"
 
+#include <atomic>
+
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
@@ -64,6 +66,47 @@ TEST_CASE("extraction leaves early when asked to") {
   hooks.stop = [&] { return done >= 8; };
   CHECK_FALSE(features::extract(*backbone, dataset, {0, 13}, kConfig, hooks).complete);
   CHECK(done == 8);
+}
+
+TEST_CASE("images are decoded once where there is room for them, and again where there is not") {
+  class Counting final : public data::Dataset {
+   public:
+    std::int64_t size() const override { return images_.size(); }
+    data::Sample get(std::int64_t index) const override { return ++asked, images_.get(index); }
+    std::int64_t label(std::int64_t index) const override { return images_.label(index); }
+    std::string key(std::int64_t index) const override { return images_.key(index); }
+    const std::vector<std::string>& class_names() const override { return images_.class_names(); }
+    mutable std::atomic<std::int64_t> asked = 0;
+
+   private:
+    testing::MemoryDataset images_{13, 3, 1, kBroken};
+  };
+  const Counting dataset, other;
+  const auto backbone = model::new_backbone(testing::tiny_network(), 0);
+  const auto expected = features::extract(*backbone, dataset, {0, 13}, kConfig);
+  constexpr std::int64_t kImageBytes = 3 * 16 * 16;
+  // Batches of 4, 4, 4 and 1.
+  for (const auto& [bytes, again] :
+       {std::pair{std::int64_t{1} << 20, 0}, {9 * kImageBytes, 4}, {std::int64_t{0}, 13}}) {
+    features::KeptViews views(bytes);
+    features::Hooks hooks;
+    hooks.views = &views;
+    std::int64_t rejected = 0;
+    hooks.reject = [&](auto...) { ++rejected; };
+    for (const int wanted : {13, again, again}) {
+      dataset.asked = rejected = 0;
+      const auto features = features::extract(*backbone, dataset, {0, 13}, kConfig, hooks);
+      CHECK(dataset.asked == wanted);
+      CHECK(rejected == 1);
+      CHECK(features.cls.equal(expected.cls));
+      CHECK(features.patch_mean.equal(expected.patch_mean));
+      CHECK(features.area == expected.area);
+    }
+    features::extract(*backbone, other, {0, 13}, kConfig, hooks);
+    CHECK(other.asked == 13);
+    other.asked = 0;
+    CHECK(views.room() >= 0);
+  }
 }
 
 TEST_CASE("a rank without images has features of no rows") {
