@@ -89,7 +89,7 @@ struct Function : torch::autograd::Function<Function> {
       const auto part = [&](const at::Tensor& rows) {
         return rows.narrow(0, begin, crops * n).view({crops, n, rows.size(1)});
       };
-      const at::Tensor losses = compare(comparison, part(student), layer, config, part(grad_student));
+      const at::Tensor losses = compare(comparison, part(student), layer, config, products, part(grad_student));
       total += losses.sum() * (comparison.weight * config.scale);
       per_crop->push_back(losses);
       begin += crops * n;
@@ -109,7 +109,8 @@ struct Function : torch::autograd::Function<Function> {
  private:
   /// The losses [C] of student [C, n, b]; writes its gradients and adds those of the last layer, with weight and scale.
   static at::Tensor compare(const Comparison& comparison, const at::Tensor& student, LastLayer& layer,
-                            const CrossEntropyConfig& config, const at::Tensor& grad_student) {
+                            const CrossEntropyConfig& config, const model::Products& products,
+                            const at::Tensor& grad_student) {
     const at::Tensor& pairs = comparison.pairs;
     const std::int64_t crops = student.size(0), n = student.size(1), count = layer.scale.size(0);
     const double factor = comparison.weight * config.scale;
@@ -124,7 +125,7 @@ struct Function : torch::autograd::Function<Function> {
       // The crops of these rows, one below the other, so that each pass over the prototypes serves all of them.
       const at::Tensor x = student.narrow(1, first, rows).reshape({crops * rows, -1});
       at::Tensor scores = all_scores.narrow(0, 0, crops * rows), target = all_targets.narrow(0, 0, rows);
-      at::mm_out(scores, x, layer.direction.t());
+      products.write(scores, x, layer.direction.t());
       const at::Tensor weight = comparison.row_weight.narrow(0, first, rows).contiguous();
       double mass = 0;  // of the targets a crop is compared with
       for (std::int64_t c = 0; c < crops; ++c) {
@@ -151,8 +152,9 @@ struct Function : torch::autograd::Function<Function> {
                                                .temperature = config.student_temperature,
                                                .loss = row_losses.mutable_data_ptr<float>()});
       }
-      grad_student.narrow(1, first, rows).copy_((at::mm(scores, layer.direction) * factor).view({crops, rows, -1}));
-      layer.grad_direction.addmm_(scores.t(), x, 1, factor);
+      grad_student.narrow(1, first, rows)
+          .copy_((products.of(scores, layer.direction) * factor).view({crops, rows, -1}));
+      products.add(layer.grad_direction, scores.t(), x, factor);
     });
     return loss.sum(1);
   }

@@ -74,8 +74,7 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
     context->saved_data["rows"] = x.size(0);
     context->saved_data["bias"] = bias.has_value();
     context->saved_data["fast"] = fast;
-    const Products products(fast);
-    return at::linear(normalised.output, weight, bias);
+    return Products(fast).linear(normalised.output, weight, bias.value_or(at::Tensor()));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grad_output) {
@@ -86,8 +85,8 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
     at::Tensor grad_weight, grad_normalised;
     {
       const Products products(context->saved_data["fast"].toBool());
-      grad_weight = at::mm(grad.t(), normalised.output);
-      grad_normalised = at::mm(grad, weight);
+      grad_weight = products.of(grad.t(), normalised.output);
+      grad_normalised = products.of(grad, weight);
     }
     const std::int64_t dim = gathered.size(1);
     const at::Tensor grad_x = index.defined()
@@ -175,11 +174,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
     context->save_for_backward({input, weight, bias, gamma, rows.index, rows.scale, input_offset});
     context->saved_data["activation"] = static_cast<std::int64_t>(activation);
     context->saved_data["fast"] = fast;
-    at::Tensor branch;
-    {
-      const Products products(fast);
-      branch = at::linear(activated(activation, input, input_offset), weight);
-    }
+    const at::Tensor branch = Products(fast).linear(activated(activation, input, input_offset), weight);
     kernels::run(kernel_device(x), kernels::ResidualAdd{.rows = branch.size(0),
                                                         .dim = branch.size(1),
                                                         .type = kernel_type(x),
@@ -217,7 +212,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
                                                                 .output = grad.mutable_data_ptr()});
     }
     const Products products(context->saved_data["fast"].toBool());
-    at::Tensor grad_weight = at::mm(grad.t(), activated(activation, input, input_bias)), grad_bias = grad.sum(0),
+    at::Tensor grad_weight = products.of(grad.t(), activated(activation, input, input_bias)), grad_bias = grad.sum(0),
                grad_gamma;
     at::Tensor scaled_weight = weight;
     if (gamma.defined()) {
@@ -229,7 +224,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
       grad_weight.mul_(column);
       grad_bias.mul_(relative);
     }
-    const at::Tensor grad_input = activated_backward(activation, input, input_bias, at::mm(grad, scaled_weight));
+    const at::Tensor grad_input = activated_backward(activation, input, input_bias, products.of(grad, scaled_weight));
     const at::Tensor grad_input_bias = input_bias.defined() ? grad_input.sum(0) : at::Tensor();
     return {grad_x, grad_input, grad_input_bias, grad_weight, grad_bias, grad_gamma, {}, {}, {}};
   }

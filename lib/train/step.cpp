@@ -10,6 +10,7 @@
 
 #include "core/random.hpp"
 #include "loss/koleo.hpp"
+#include "model/linear.hpp"
 
 namespace allosaur::train {
 
@@ -158,7 +159,7 @@ Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
     const auto score = [](const model::ProjectionHead& head, const at::Tensor& tokens, const at::Tensor& prototypes,
                           at::Tensor& logits, std::int64_t& rows) {
       at::Tensor part = logits.narrow(0, rows, tokens.size(0));
-      at::mm_out(part, head.embed(tokens), prototypes.t());
+      model::Products(false).write(part, head.embed(tokens), prototypes.t());
       rows += tokens.size(0);
     };
     score(teacher_.dino_head(), output.cls, dino_prototypes, dino_logits, dino_rows);
@@ -325,6 +326,10 @@ std::vector<at::Tensor> kept_rows(const std::vector<double>& rates, const Groupe
   if (rows.crops == 0 || std::ranges::all_of(rates, [](double rate) { return rate <= 0; })) return kept;
   const std::int64_t of_group = rows.crops * rows.group;
   for (std::uint32_t branch = 0; branch < 2 * rates.size(); ++branch) {
+    if (rates[branch / 2] <= 0) {
+      kept.emplace_back();
+      continue;
+    }
     const auto keep = static_cast<std::int64_t>(static_cast<double>(of_group) * (1 - rates[branch / 2]));
     std::vector<std::int64_t> chosen;
     for (std::int64_t g = 0; g < rows.images / rows.group; ++g) {

@@ -119,7 +119,7 @@ struct GroupedRows {
 
 /// The rows that stochastic depth keeps in every branch: of each group's rows max(1, floor(rows * (1 - rate of the
 /// block))) at random, a pure function of (seed, group). Branches in the order of model::VitInput::kept; `stream` (0 or
-/// 1) tells the resolutions apart. Empty when all rates are 0.
+/// 1) tells the resolutions apart. Undefined for a block of rate 0, empty when all rates are 0.
 std::vector<at::Tensor> kept_rows(const std::vector<double>& rates, const GroupedRows& rows, std::uint64_t seed,
                                   std::uint32_t stream);
 

@@ -34,6 +34,18 @@ target_link_options(torch INTERFACE "-Wl,-rpath,${torch_root}/lib" "-Wl,-rpath-l
 target_link_libraries(torch INTERFACE -ltorch_cpu -lc10 Threads::Threads)
 # The wheel carries its own fmt headers, which shadow the system's: header-only, one copy for all.
 target_compile_definitions(torch INTERFACE FMT_HEADER_ONLY=1)
+# Products by LibTorch's oneDNN (lib/model/linear.cpp): its libraries export them, its headers do not declare them.
+include(CheckCXXSourceCompiles)
+set(CMAKE_REQUIRED_LINK_OPTIONS "-L${torch_root}/lib" "-Wl,-rpath-link,${torch_root}/lib")
+set(CMAKE_REQUIRED_LIBRARIES -ltorch_cpu -lc10)
+check_cxx_source_compiles("
+  namespace at {
+  struct Tensor;
+  namespace native { void mkldnn_matmul(const Tensor&, const Tensor&, const Tensor&, float, float); }
+  }
+  int main() { return &at::native::mkldnn_matmul == nullptr; }" ALLOSAUR_HAVE_ONE_DNN)
+unset(CMAKE_REQUIRED_LINK_OPTIONS)
+unset(CMAKE_REQUIRED_LIBRARIES)
 
 add_library(mpi INTERFACE)
 target_link_libraries(mpi INTERFACE MPI::MPI_CXX)
