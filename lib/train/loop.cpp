@@ -1,5 +1,6 @@
 #include "train/loop.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <span>
@@ -103,7 +104,7 @@ class CollapseWatch {
       warn(iterations,
            fmt::format("the teacher uses hardly any of its prototypes (entropy of the mean target {:.2f} of {:.2f}); "
                        "the representation may be collapsing. Look at teacher temperature, centring and learning rate.",
-                       result.targets->marginal, log_prototypes_));
+                       std::max(0.0, result.targets->marginal), log_prototypes_));
     }
     if (result.feature_rank < 2 && !said_rank_) {
       said_rank_ = true;
