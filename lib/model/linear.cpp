@@ -1,5 +1,9 @@
 #include "model/linear.hpp"
 
+#include <algorithm>
+#include <bit>
+#include <vector>
+
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -20,9 +24,28 @@ bool one_dnn_is_faster() {
   static const bool faster = !__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
   return faster;
 }
-/// out = beta * out + factor * a b.
+/// oneDNN makes a program for every shape and keeps it, about a megabyte each: only counts of rows with few significant
+/// bits go to it. Less than an eighth is left over.
+std::int64_t regular_rows(std::int64_t rows) {
+  const auto largest = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(rows)));
+  return rows - rows % std::max<std::int64_t>(1, largest / 8);
+}
+/// out = beta * out + factor * a b. What varies is the number of tokens: the rows of `a`, or its columns where it is
+/// transposed.
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double beta, double factor) {
-  at::native::mkldnn_matmul(a, b, out, static_cast<float>(beta), static_cast<float>(factor));
+  const auto by_one_dnn = [&](const at::Tensor& to, const at::Tensor& x, const at::Tensor& y) {
+    at::native::mkldnn_matmul(x, y, to, static_cast<float>(beta), static_cast<float>(factor));
+  };
+  const std::int64_t dim = a.stride(1) == 1 ? 0 : 1, rows = a.size(dim), regular = regular_rows(rows),
+                     rest = rows - regular;
+  const at::Tensor first = a.narrow(dim, 0, regular), last = a.narrow(dim, regular, rest);
+  if (dim == 0) {
+    by_one_dnn(out.narrow(0, 0, regular), first, b);
+    if (rest > 0) out.narrow(0, regular, rest).addmm_(last, b, beta, factor);
+  } else {
+    by_one_dnn(out, first, b.narrow(0, 0, regular));
+    if (rest > 0) out.addmm_(last, b.narrow(0, regular, rest), 1, factor);
+  }
 }
 #else
 bool one_dnn_is_faster() {
