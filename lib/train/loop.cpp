@@ -354,8 +354,8 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
     window.add(step);
     if (result.iterations == first_iteration + kMeasured)
       context.log.info(
-          "Measured over {} iterations: {:.2f} GB of memory beside the {:.2f} GB before (planned {:.2f}); {:.3f} GB "
-          "sent an iteration (planned {:.3f}).",
+          "Measured over {} iterations: {:.4g} GB of memory beside the {:.4g} GB before (planned {:.4g}); {:.4g} GB "
+          "sent an iteration (planned {:.4g}).",
           kMeasured, (peak_memory_bytes(device) - memory_before) * 1e-9, memory_before * 1e-9,
           static_cast<double>(device.is_cpu() ? planned.memory.total() : planned.memory.on_device()) * 1e-9,
           static_cast<double>(context.device_group.traffic().bytes_sent - first_bytes) * 1e-9 / kMeasured,

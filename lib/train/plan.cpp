@@ -294,16 +294,16 @@ std::string describe(const Plan& plan) {
   text += fmt::format("  Parameters of a network: {:.1f} M: backbone {:.1f} M{}.\n", millions(plan.parameters()),
                       millions(backbone), heads);
   text += fmt::format(
-      "  Memory of a rank, GB: {:.2f}: weights {:.2f}, gradients {:.2f}, moments {:.2f}, masters {:.2f}, staging "
-      "{:.2f}; estimated: activations {:.2f}, loss {:.2f}; on the host: images {:.2f}, checkpoint {:.2f}.\n",
+      "  Memory of a rank, GB: {:.4g}: weights {:.4g}, gradients {:.4g}, moments {:.4g}, masters {:.4g}, staging "
+      "{:.4g}; estimated: activations {:.4g}, loss {:.4g}; on the host: images {:.4g}, checkpoint {:.4g}.\n",
       gigabytes(m.total()), gigabytes(m.weights), gigabytes(m.gradients), gigabytes(m.moments), gigabytes(m.masters),
       gigabytes(m.staging), gigabytes(m.activations), gigabytes(m.loss), gigabytes(m.images), gigabytes(m.checkpoint));
   text += fmt::format(
-      "  Sent by a rank an iteration, GB: {:.3f}: gradients {:.3f}, student {:.3f}, teacher {:.3f}, centring {:.3f}.\n",
+      "  Sent by a rank an iteration, GB: {:.4g}: gradients {:.4g}, student {:.4g}, teacher {:.4g}, centring {:.4g}.\n",
       gigabytes(s.total()), gigabytes(s.gradients), gigabytes(s.student), gigabytes(s.teacher), gigabytes(s.centring));
   text += fmt::format("  Work an image, GFLOP: {:.1f}.\n", (plan.teacher.total() + plan.student.total()) * 1e-9);
   text += fmt::format("    Teacher {}    Student {}", work(plan.teacher), work(plan.student));
-  text += fmt::format("  Checkpoint on disk, GB: {:.2f}; all at once: {:.2f}.", gigabytes(plan.checkpoint_bytes),
+  text += fmt::format("  Checkpoint on disk, GB: {:.4g}; all at once: {:.4g}.", gigabytes(plan.checkpoint_bytes),
                       gigabytes(plan.checkpoint_bytes * plan.checkpoints));
   return text;
 }

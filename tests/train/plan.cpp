@@ -203,8 +203,8 @@ TEST_CASE("plan: the description names what the run needs") {
   for (const std::string& part :
        {std::string("125000 iterations of 4 images"),
         std::string("66.4 M: backbone 21.7 M, dino_head 22.4 M, ibot_head 22.4 M"),
-        fmt::format("Memory of a rank, GB: {:.2f}", static_cast<double>(plan.memory.total()) * 1e-9),
-        fmt::format("Checkpoint on disk, GB: {:.2f}", static_cast<double>(plan.checkpoint_bytes) * 1e-9)}) {
+        fmt::format("Memory of a rank, GB: {:.4g}", static_cast<double>(plan.memory.total()) * 1e-9),
+        fmt::format("Checkpoint on disk, GB: {:.4g}", static_cast<double>(plan.checkpoint_bytes) * 1e-9)}) {
     CAPTURE(text);
     CHECK(text.find(part) != std::string::npos);
   }
