@@ -101,7 +101,7 @@ std::size_t count_of(const OptionValue& value) {
 
 /// The value that `text` means for an option of the type of `like`; nothing when it means none.
 std::optional<OptionValue> from_text(const std::string& text, const OptionValue& like) {
-  return std::visit(
+  const auto value = std::visit(
       [&](const auto& typed) -> std::optional<OptionValue> {
         using T = std::decay_t<decltype(typed)>;
         if constexpr (std::is_same_v<T, std::string>) {
@@ -115,12 +115,12 @@ std::optional<OptionValue> from_text(const std::string& text, const OptionValue&
           } catch (const po::error&) {
             return std::nullopt;
           }
-          OptionValue value = boost::any_cast<T>(parsed);
-          const bool finite = all_numbers(value, [](double number) { return std::isfinite(number); });
-          return finite ? std::optional(std::move(value)) : std::nullopt;
+          return boost::any_cast<T>(parsed);
         }
       },
       like);
+  const bool finite = value && all_numbers(*value, [](double number) { return std::isfinite(number); });
+  return finite ? value : std::nullopt;
 }
 
 /// Number of single-character edits between two keys (Levenshtein).
