@@ -74,7 +74,8 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
     context->saved_data["rows"] = x.size(0);
     context->saved_data["bias"] = bias.has_value();
     context->saved_data["fast"] = fast;
-    return Products(fast).linear(normalised.output, weight, bias.value_or(at::Tensor()));
+    context->saved_data["vary"] = rows.vary;
+    return Products(fast, rows.vary).linear(normalised.output, weight, bias.value_or(at::Tensor()));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grad_output) {
@@ -84,7 +85,7 @@ struct NormLinear : torch::autograd::Function<NormLinear> {
     const Normalised normalised = normalise(gathered, {}, norm_weight, saved[3], {});
     at::Tensor grad_weight, grad_normalised;
     {
-      const Products products(context->saved_data["fast"].toBool());
+      const Products products(context->saved_data["fast"].toBool(), context->saved_data["vary"].toBool());
       grad_weight = products.of(grad.t(), normalised.output);
       grad_normalised = products.of(grad, weight);
     }
@@ -174,7 +175,8 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
     context->save_for_backward({input, weight, bias, gamma, rows.index, rows.scale, input_offset});
     context->saved_data["activation"] = static_cast<std::int64_t>(activation);
     context->saved_data["fast"] = fast;
-    const at::Tensor branch = Products(fast).linear(activated(activation, input, input_offset), weight);
+    context->saved_data["vary"] = rows.vary;
+    const at::Tensor branch = Products(fast, rows.vary).linear(activated(activation, input, input_offset), weight);
     kernels::run(kernel_device(x), kernels::ResidualAdd{.rows = branch.size(0),
                                                         .dim = branch.size(1),
                                                         .type = kernel_type(x),
@@ -211,7 +213,7 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
                                                                 .scale = floats(row_scale),
                                                                 .output = grad.mutable_data_ptr()});
     }
-    const Products products(context->saved_data["fast"].toBool());
+    const Products products(context->saved_data["fast"].toBool(), context->saved_data["vary"].toBool());
     at::Tensor grad_weight = products.of(grad.t(), activated(activation, input, input_bias)), grad_bias = grad.sum(0),
                grad_gamma;
     at::Tensor scaled_weight = weight;

@@ -16,8 +16,9 @@ kernels::Type kernel_type(const at::Tensor& tensor);
 
 /// The rows of a packed sequence that a branch works on.
 struct Rows {
-  at::Tensor index;  // i64 [n], without repetition; undefined: all rows
-  at::Tensor scale;  // f32 [n], of the branch's output; undefined: 1
+  at::Tensor index;   // i64 [n], without repetition; undefined: all rows
+  at::Tensor scale;   // f32 [n], of the branch's output; undefined: 1
+  bool vary = false;  // in number, from iteration to iteration
 };
 
 /// linear(layer_norm(x[rows])), x [T, D], weight [out, D], bias [out] or undefined (then who reads the result adds it,

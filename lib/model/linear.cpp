@@ -24,20 +24,21 @@ bool one_dnn_is_faster() {
   static const bool faster = !__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
   return faster;
 }
-/// oneDNN makes a program for every shape and keeps it, about a megabyte each: only counts of rows with few significant
-/// bits go to it. Less than an eighth is left over.
+/// oneDNN makes a program for every shape and keeps it, about a megabyte each: where the numbers of rows vary, only
+/// those with few significant bits go to it. Less than an eighth is left over.
 std::int64_t regular_rows(std::int64_t rows) {
   const auto largest = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(rows)));
   return rows - rows % std::max<std::int64_t>(1, largest / 8);
 }
 /// out = beta * out + factor * a b. What varies is the number of tokens: the rows of `a`, or its columns where it is
 /// transposed.
-void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double beta, double factor) {
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double beta, double factor,
+              bool rows_vary) {
   const auto by_one_dnn = [&](const at::Tensor& to, const at::Tensor& x, const at::Tensor& y) {
     at::native::mkldnn_matmul(x, y, to, static_cast<float>(beta), static_cast<float>(factor));
   };
-  const std::int64_t dim = a.stride(1) == 1 ? 0 : 1, rows = a.size(dim), regular = regular_rows(rows),
-                     rest = rows - regular;
+  const std::int64_t dim = a.stride(1) == 1 ? 0 : 1, rows = a.size(dim),
+                     regular = rows_vary ? regular_rows(rows) : rows, rest = rows - regular;
   const at::Tensor first = a.narrow(dim, 0, regular), last = a.narrow(dim, regular, rest);
   if (dim == 0) {
     by_one_dnn(out.narrow(0, 0, regular), first, b);
@@ -51,7 +52,7 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, d
 bool one_dnn_is_faster() {
   return false;
 }
-void multiply(const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double) {}
+void multiply(const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double, bool) {}
 #endif
 
 struct Linear : torch::autograd::Function<Linear> {
@@ -74,7 +75,7 @@ struct Linear : torch::autograd::Function<Linear> {
 
 }  // namespace
 
-Products::Products(bool fast) : fast_(fast) {
+Products::Products(bool fast, bool rows_vary) : fast_(fast), rows_vary_(rows_vary) {
   if (fast_) at::globalContext().setFloat32MatmulPrecision("medium");
 }
 
@@ -89,20 +90,20 @@ bool Products::by_one_dnn(const at::Tensor& a, const at::Tensor& b) const {
 at::Tensor Products::of(const at::Tensor& a, const at::Tensor& b) const {
   if (!by_one_dnn(a, b)) return at::mm(a, b);
   at::Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
-  multiply(out, a, b, 0, 1);
+  multiply(out, a, b, 0, 1, rows_vary_);
   return out;
 }
 
 void Products::write(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) const {
   if (by_one_dnn(a, b))
-    multiply(out, a, b, 0, 1);
+    multiply(out, a, b, 0, 1, rows_vary_);
   else
     at::mm_out(out, a, b);
 }
 
 void Products::add(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, double factor) const {
   if (by_one_dnn(a, b))
-    multiply(out, a, b, 1, factor);
+    multiply(out, a, b, 1, factor, rows_vary_);
   else
     out.addmm_(a, b, 1, factor);
 }

@@ -11,7 +11,8 @@ namespace allosaur::model {
 /// would cost more than it saves.
 class Products {
  public:
-  explicit Products(bool fast);
+  /// `rows_vary`: numbers of rows come without end, as those of masked patches do, and not few of them over and over.
+  explicit Products(bool fast, bool rows_vary = true);
   ~Products();
   Products(const Products&) = delete;
   Products& operator=(const Products&) = delete;
@@ -28,7 +29,7 @@ class Products {
  private:
   bool by_one_dnn(const at::Tensor& a, const at::Tensor& b) const;
 
-  bool fast_;
+  bool fast_, rows_vary_;
 };
 
 /// x W^T + b, x [..., in], weight [out, in], by Products forward and backward; differentiable.

@@ -102,6 +102,7 @@ AttentionRows Packing::attention(std::size_t block, bool last) const {
   if (last && outputs_.defined()) {
     attention.attended = copied(keep_outputs(rows), device_);
     attention.written = on_device(rows);
+    attention.written.vary = true;
   }
   return attention;
 }
@@ -109,8 +110,11 @@ AttentionRows Packing::attention(std::size_t block, bool last) const {
 Rows Packing::feed_forward(std::size_t block, bool last) const {
   std::vector<Extent> extents;
   HostRows rows = kept(2 * block + 1, extents);
-  if (last && outputs_.defined()) keep_outputs(rows);
-  return on_device(rows);
+  const bool chosen = last && outputs_.defined();
+  if (chosen) keep_outputs(rows);
+  Rows on = on_device(rows);
+  on.vary = chosen;
+  return on;
 }
 
 }  // namespace allosaur::model
