@@ -15,11 +15,12 @@
 #include "io/image_resize.hpp"
 #include "kernels/kernels.hpp"
 
-/// The published multi-crop augmentation, on 8-bit images with the arithmetic of Pillow and torchvision (facts 3.1).
-/// What is done to a crop is drawn first (CropPlan, a pure function of its key), then carried out (Augmenter).
+/// The published multi-crop augmentation, on 8-bit images with the arithmetic of Pillow and torchvision
+/// (dinov2/data/augmentations.py). What is done to a crop is drawn first (CropPlan, a pure function of its key), then
+/// carried out (Augmenter).
 namespace allosaur::data {
 
-/// Parameters of the published multi-crop augmentation (facts: dinov2/data/augmentations.py). Probabilities of blur are
+/// Parameters of the published multi-crop augmentation (dinov2/data/augmentations.py). Probabilities of blur are
 /// the effective ones of the published code, which are the nominal ones inverted.
 struct AugmentConfig {
   /// Of images and crops. Other than 3 channels: saturation, hue and grey are drawn as for 3, but left out.

@@ -5,7 +5,7 @@
 
 namespace allosaur::data {
 
-/// iBOT block masks (facts 2.5). Quotas hold within a group of images.
+/// iBOT block masks (dinov2/data/masking.py, dinov2/data/collate.py). Quotas hold within a group of images.
 struct MaskConfig {
   int patches_per_side = 16;
   double sample_probability = 0.5, ratio_min = 0.1, ratio_max = 0.5;

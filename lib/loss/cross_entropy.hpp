@@ -11,7 +11,7 @@ namespace allosaur::loss {
 
 /// C crops of n rows of the student, against targets of G crops of the teacher: the sum over crops c and g of
 /// pairs[c][g] * sum_i row_weight[i] * CE(target(g, i), student(c, i)), with
-/// CE(t, s) = -sum_k t_k log softmax(s / student_temperature)_k (facts 2.3).
+/// CE(t, s) = -sum_k t_k log softmax(s / student_temperature)_k (dinov2/loss/dino_clstoken_loss.py).
 struct Comparison {
   Targets teacher;        // logits [G * n, K], crop-major: row g * n + i
   at::Tensor pairs;       // f32 [C, G], on the CPU

@@ -17,9 +17,9 @@ struct Targets {
   double temperature = 0.07;
 };
 
-/// Collective. Sinkhorn-Knopp (Caron et al. 2020; facts 2.4) over the rows of all ranks, `iterations` times: scale each
-/// prototype to equal mass, then each sample to mass one. In float32 and the log domain. Ranks may hold any number of
-/// rows. Cost a rank and iteration: two all-reduces of K float32.
+/// Collective. Sinkhorn-Knopp (Caron et al. 2020; dinov2/loss/dino_clstoken_loss.py) over the rows of all ranks,
+/// `iterations` times: scale each prototype to equal mass, then each sample to mass one. In float32 and the log domain.
+/// Ranks may hold any number of rows. Cost a rank and iteration: two all-reduces of K float32.
 Targets sinkhorn_knopp(comm::Communicator& group, const at::Tensor& logits, double temperature, int iterations = 3);
 
 /// Softmax centring with the centre as it stands: `center` f32 [K].

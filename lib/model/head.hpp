@@ -9,7 +9,7 @@
 
 namespace allosaur::model {
 
-/// Shape of a DINO or iBOT head (facts 1.7).
+/// Shape of a DINO or iBOT head (dinov2/layers/dino_head.py).
 struct HeadConfig {
   int in_dim = 1024, hidden_dim = 2048, bottleneck_dim = 256, layers = 3;
   std::int64_t prototypes = 65536;

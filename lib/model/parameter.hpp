@@ -6,7 +6,7 @@
 
 namespace allosaur::model {
 
-/// How a parameter starts (facts 1.5).
+/// How a parameter starts (dinov2/models/vision_transformer.py, init_weights; dinov2/layers/dino_head.py).
 enum class Init : std::uint8_t { zeros, ones, truncated_normal, tiny_normal, fan_in_uniform, layer_scale };
 
 /// A handle to one parameter of a module: whoever holds it may fill it, or re-seat it onto other memory of the same

@@ -173,7 +173,8 @@ at::Tensor VisionTransformer::positions(std::int64_t height, std::int64_t width)
   const at::Tensor cls = pos_embed_.narrow(1, 0, 1);
   const at::Tensor square =
       pos_embed_.narrow(1, 1, grid * grid).to(at::kFloat).view({1, grid, grid, dim}).permute({0, 3, 1, 2});
-  // With an offset the sampling grid follows the given scale, not the ratio of sizes (facts 1.4); without, the sizes.
+  // With an offset the sampling grid follows the given scale, not the ratio of sizes, as published
+  // (dinov2/models/vision_transformer.py, interpolate_pos_encoding); without, the sizes.
   std::optional<double> scale_h, scale_w;
   if (config_.interpolate_offset != 0) {
     scale_h = (static_cast<double>(height) + config_.interpolate_offset) / static_cast<double>(grid);

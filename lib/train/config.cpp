@@ -17,7 +17,7 @@ namespace {
 using core::OptionKind;
 using Numbers = std::vector<double>;
 
-const Numbers kEffectiveBlur{0.0, 0.9, 0.5}, kNominalBlur{1.0, 0.1, 0.5};  // facts 3.1
+const Numbers kEffectiveBlur{0.0, 0.9, 0.5}, kNominalBlur{1.0, 0.1, 0.5};  // dinov2/data/transforms.py
 
 bool cpu_has_amx() {
 #if defined(__x86_64__)

@@ -47,7 +47,7 @@ void declare_options(core::Options& options);
 TrainConfig read_config(const core::Options& options, int ranks,
                         std::optional<std::int64_t> former_batch_size = std::nullopt);
 
-/// The schedules' values at a 0-based iteration (facts 2.6).
+/// The schedules' values at a 0-based iteration (dinov2/train/train.py, build_schedulers).
 ScheduleValues schedule_at(const TrainConfig& config, std::int64_t iteration);
 
 }  // namespace allosaur::train

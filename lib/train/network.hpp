@@ -9,7 +9,7 @@
 
 namespace allosaur::train {
 
-/// Sub-modules are clipped separately (facts 2.6).
+/// Sub-modules are clipped separately (dinov2/train/train.py).
 enum class Submodule : std::uint8_t { backbone, dino_head, ibot_head };
 inline constexpr int kSubmodules = 3;
 

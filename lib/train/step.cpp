@@ -26,15 +26,16 @@ double effective_rank(const at::Tensor& features) {
   return std::exp(-at::xlogy(p, p).sum().item<double>());
 }
 
-/// Each masked patch weighs one over the masked patches of its image, and all `crops` count, masked or not (facts 2.3).
+/// Each masked patch weighs one over the masked patches of its image, and all `crops` count, masked or not
+/// (dinov2/loss/ibot_patch_loss.py).
 /// `masked`: i64 into [2n * N].
 at::Tensor masked_weights(const at::Tensor& masks, const at::Tensor& masked, std::int64_t crops) {
   const at::Tensor per_crop = masks.sum(1).clamp_min(1).to(at::kFloat).mul_(static_cast<double>(crops)).reciprocal_();
   return per_crop.index_select(0, masked.floor_divide(masks.size(1)));
 }
 
-/// The iBOT centre moves to the mean over groups of each group's mean, whatever the numbers of masked patches (facts
-/// 2.4).
+/// The iBOT centre moves to the mean over groups of each group's mean, whatever the numbers of masked patches
+/// (dinov2/loss/ibot_patch_loss.py).
 struct GroupMeans {
   at::Tensor sum;     // f32 [K], of the groups that have masked patches
   double groups = 0;  // their number

@@ -79,9 +79,9 @@ struct TrainerState {
   std::int64_t updates = 0;  ///< in all; AdamW's bias correction counts them
 };
 
-/// One iteration of DINOv2 pretraining (facts 2.1): teacher forward, student forward, losses, backward with overlapped
-/// reduction, clip, AdamW, EMA. A device is waited for once, between backward and update, where losses and gradient
-/// norms come to the host; what follows from the masks is computed there.
+/// One iteration of DINOv2 pretraining (dinov2/train/ssl_meta_arch.py, forward_backward): teacher forward, student
+/// forward, losses, backward with overlapped reduction, clip, AdamW, EMA. A device is waited for once, between backward
+/// and update, where losses and gradient norms come to the host; what follows from the masks is computed there.
 class Trainer {
  public:
   /// `data` takes memory of the networks' device; `control` host memory (on CPUs they are the same). The teacher is

@@ -26,7 +26,7 @@ struct OptimizerConfig {
   double layerwise_decay = 0.9, patch_embed_lr_mult = 0.2;
 };
 
-/// Multipliers of one parameter (facts 2.6).
+/// Multipliers of one parameter (dinov2/utils/param_groups.py).
 struct ParameterGroup {
   double lr_mult = 1, wd_mult = 1;
   bool last_layer = false;

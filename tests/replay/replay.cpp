@@ -30,7 +30,7 @@ constexpr double kChange = 0.005;
 constexpr double kNoise = 1e-5;
 
 /// The name without blocks in chunks: "blocks.<chunk>.<block>." becomes "blocks.<block>.", which counts all blocks
-/// (facts 1.6).
+/// (block_chunks).
 std::string without_chunk(const std::string& name) {
   static const std::regex chunked("blocks\\.[0-9]+\\.([0-9]+)\\.");
   return std::regex_replace(name, chunked, "blocks.$1.");
@@ -133,7 +133,7 @@ int heads_of(const json& student, const model::VitConfig& vit, const Recorded& i
   return heads_by_features(vit, init, folder);
 }
 
-/// The rate of stochastic depth of each block (facts 1.2).
+/// The rate of stochastic depth of each block (drop_path_uniform).
 std::vector<double> drop_rates(const json& student, int depth) {
   const double rate = student.at("drop_path_rate");
   std::vector<double> rates(static_cast<std::size_t>(depth), rate);

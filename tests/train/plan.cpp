@@ -23,7 +23,7 @@ train::TrainConfig read(const std::vector<std::string>& flags, int ranks) {
   return train::read_config(options, ranks);
 }
 
-/// ViT-S/16, 2 x 224 + 8 x 96 pixels, one shared head of 65,536, batch 4 (facts/libtorch.md).
+/// ViT-S/16, 2 x 224 + 8 x 96 pixels, one shared head of 65,536, batch 4.
 train::TrainConfig small(std::vector<std::string> flags = {}) {
   flags.insert(flags.end(), {"--student.arch=vit_small", "--train.batch_size=4", "--train.batch_size_per_gpu=4"});
   return read(flags, 1);
