@@ -25,5 +25,7 @@ if(ALLOSAUR_WERROR)
 endif()
 if(ALLOSAUR_SANITIZE)
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${ALLOSAUR_SANITIZE}> -fno-omit-frame-pointer)
+  # What sanitizers add hides from the compiler that something was initialised.
+  add_compile_options($<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized>)
   add_link_options(-fsanitize=${ALLOSAUR_SANITIZE})
 endif()
