@@ -260,6 +260,10 @@ kernels::Type kernel_type(const at::Tensor& tensor) {
       fmt::format("Networks compute in float32, float16 or bfloat16, not {}.", c10::toString(tensor.scalar_type())));
 }
 
+at::Tensor to_device(const at::Tensor& host, at::Device device) {
+  return device.is_cpu() ? host : host.pin_memory().to(device, host.scalar_type(), /*non_blocking=*/true);
+}
+
 at::Tensor norm_linear(const at::Tensor& x, const Rows& rows, const at::Tensor& norm_weight,
                        const at::Tensor& norm_bias, const at::Tensor& weight, const at::Tensor& bias, bool fast) {
   const bool keep = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());

@@ -10,6 +10,8 @@ namespace allosaur::model {
 /// Where a tensor's kernels run, and how its numbers are stored (f32, f16 or bf16; else core::UsageError).
 kernels::Device kernel_device(const at::Tensor& tensor);
 kernels::Type kernel_type(const at::Tensor& tensor);
+/// `host` on a device, on the CPU itself. A GPU is not waited for: it copies, from page-locked memory, in its own time.
+at::Tensor to_device(const at::Tensor& host, at::Device device);
 
 // The halves of a residual branch, differentiable. What is cheap to compute again is not kept for the backward pass:
 // the normalised input, the activation and the branch's output.

@@ -8,14 +8,6 @@
 
 namespace allosaur::model {
 
-namespace {
-
-at::Tensor copied(const std::vector<std::int64_t>& values, at::Device device) {
-  return at::tensor(values, at::kLong).to(device, at::kLong, /*non_blocking=*/true);
-}
-
-}  // namespace
-
 /// Rows in host memory; without any, all rows of the sequence.
 struct Packing::HostRows {
   std::vector<std::int64_t> index;
@@ -44,7 +36,7 @@ Packing::Packing(const std::vector<VitInput>& inputs, const std::vector<std::int
       output_rows_.push_back(e.begin + patch / patches * e.tokens + prefix + patch % patches);
     }
   }
-  outputs_ = copied(output_rows_, device);
+  outputs_ = to_device(at::tensor(output_rows_, at::kLong), device);
   is_output_.resize(static_cast<std::size_t>(total));
   for (const std::int64_t row : output_rows_) is_output_[static_cast<std::size_t>(row)] = true;
 }
@@ -90,8 +82,8 @@ std::vector<std::int64_t> Packing::keep_outputs(HostRows& rows) const {
 
 Rows Packing::on_device(const HostRows& rows) const {
   if (rows.index.empty()) return {};
-  Rows copy{copied(rows.index, device_), {}};
-  if (!rows.scale.empty()) copy.scale = at::tensor(rows.scale).to(device_, at::kFloat, /*non_blocking=*/true);
+  Rows copy{to_device(at::tensor(rows.index, at::kLong), device_), {}};
+  if (!rows.scale.empty()) copy.scale = to_device(at::tensor(rows.scale, at::kFloat), device_);
   return copy;
 }
 
@@ -100,7 +92,7 @@ AttentionRows Packing::attention(std::size_t block, bool last) const {
   HostRows rows = kept(2 * block, attention.extents);
   attention.read = attention.written = on_device(rows);
   if (last && outputs_.defined()) {
-    attention.attended = copied(keep_outputs(rows), device_);
+    attention.attended = to_device(at::tensor(keep_outputs(rows), at::kLong), device_);
     attention.written = on_device(rows);
     attention.written.vary = true;
   }

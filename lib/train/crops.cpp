@@ -7,7 +7,9 @@
 namespace allosaur::train {
 
 CropFinisher::CropFinisher(const data::AugmentConfig& config, const at::Device& device) : type_(config.type) {
-  const auto on_device = [&](const std::vector<double>& values) { return at::tensor(values, at::kFloat).to(device); };
+  const auto on_device = [&](const std::vector<double>& values) {
+    return model::to_device(at::tensor(values, at::kFloat), device);
+  };
   mean_ = on_device(config.pixels.mean);
   deviation_ = on_device(config.pixels.deviation);
 }

@@ -14,6 +14,7 @@
 #include "comm/coordinate.hpp"
 #include "core/error.hpp"
 #include "core/memory.hpp"
+#include "model/fused.hpp"
 #include "model/weights.hpp"
 #include "train/crops.hpp"
 #include "train/measure.hpp"
@@ -133,9 +134,8 @@ StepInput assemble(const TrainConfig& config, const CropFinisher& finish, const 
   input.group = config.group;
   input.schedule = schedule_at(config, iteration);
   const std::int64_t images = config.batch_size / ranks, locals = config.loader.augment.local_crops_number;
-  // What is in page-locked memory is copied while the host goes on.
   const auto on_device = [&](const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.to(config.units.device, /*non_blocking=*/config.loader.pinned) : tensor;
+    return tensor.defined() ? model::to_device(tensor, config.units.device) : tensor;
   };
   const at::Tensor global_crops = on_device(batch.global_crops), global_recipes = on_device(batch.global_recipes),
                    local_crops = on_device(batch.local_crops), local_recipes = on_device(batch.local_recipes);

@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #ifdef ALLOSAUR_HAVE_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #endif
@@ -30,6 +31,23 @@ double matrix_rate(const UnitsConfig& units, bool fast_products) {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (side == largest || seconds > kLongEnough)
       return 2.0 * static_cast<double>(kRepeats * side * side * side) / seconds;
+  }
+}
+
+void SectionClock::mark(double StepSeconds::*section) {
+  Mark& last = marks_.emplace_back(section, std::chrono::steady_clock::now(), std::nullopt);
+  if (device_.is_cpu()) return;
+  last.event.emplace(device_.type(), c10::EventFlag::BACKEND_DEFAULT);  // the other kind keeps no time
+  last.event->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+}
+
+void SectionClock::read(StepSeconds& seconds) {
+  for (; marks_.size() > 1; marks_.pop_front()) {
+    const Mark &from = marks_[0], &to = marks_[1];
+    if (to.event && !to.event->query()) return;
+    if (to.section != nullptr)
+      seconds.*to.section += to.event ? from.event->elapsedTime(*to.event) * 1e-3
+                                      : std::chrono::duration<double>(to.host - from.host).count();
   }
 }
 

@@ -1,7 +1,6 @@
 #include "train/step.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <utility>
 
@@ -10,6 +9,7 @@
 
 #include "core/random.hpp"
 #include "loss/koleo.hpp"
+#include "model/fused.hpp"
 #include "model/linear.hpp"
 
 namespace allosaur::train {
@@ -70,19 +70,6 @@ GroupMeans group_means(const StepInput& input, const std::vector<at::Tensor>& ma
   return means;
 }
 
-/// Adds the time since it was made, or since the last lap, to a section.
-class Stopwatch {
- public:
-  void lap(double& section) {
-    const auto now = std::chrono::steady_clock::now();
-    section += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
 // Dynamic loss scaling of float16, with PyTorch's constants.
 constexpr double kInitialScale = 65536;
 constexpr std::int64_t kSteadyUpdates = 2000;
@@ -121,12 +108,9 @@ Trainer::Trainer(comm::Communicator& control, comm::Communicator& data, Network&
       objective_(objective),
       config_(config),
       state_{loss::Center(student.dino_head().config().prototypes, at::TensorOptions(config.device)),
-             loss::Center(student.ibot_head().config().prototypes, at::TensorOptions(config.device))} {
+             loss::Center(student.ibot_head().config().prototypes, at::TensorOptions(config.device))},
+      clock_(config.device) {
   if (config.precision == Precision::float16) state_.loss_scale = kInitialScale;
-}
-
-at::Tensor Trainer::on_device(const at::Tensor& host) const {
-  return host.to(config_.device, host.scalar_type(), /*non_blocking=*/true);
 }
 
 Trainer::TeacherTargets Trainer::teacher_targets(const StepInput& input) {
@@ -187,7 +171,8 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
   const std::int64_t locals = batch.local_crops.defined() ? batch.local_crops.size(0) / images : 0;
 
   std::vector<model::VitInput> crops{
-      {batch.global_crops, objective_.mask_input ? on_device(batch.masks) : at::Tensor(), batch.kept_global, masked}};
+      {batch.global_crops, objective_.mask_input ? model::to_device(batch.masks, config_.device) : at::Tensor(),
+       batch.kept_global, masked}};
   if (locals > 0) crops.push_back({batch.local_crops, {}, batch.kept_local, at::empty({0}, at::kLong)});
   const std::vector<model::VitOutput> student = student_.backbone().forward_packed(crops);
   units_.wait_for_student();
@@ -206,7 +191,7 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
                               at::full({images}, 1.0 / (terms * all_images), cls.options().dtype(at::kFloat)),
                               objective_.dino_weight};
   const loss::Comparison ibot{TeacherTargets::take(teacher.ibot, teacher.ibot_used, masked.size(0)), at::ones({1, 1}),
-                              on_device(masked_weights(batch.masks, masked, 2 * teacher.images)),
+                              model::to_device(masked_weights(batch.masks, masked, 2 * teacher.images), config_.device),
                               objective_.ibot_weight};
   // In one pass where class tokens and patches share a head.
   // The mean over ranks divides here, once, before the sum.
@@ -241,17 +226,18 @@ Trainer::Losses Trainer::student_losses(const MicroBatch& batch, const at::Tenso
 StepResult Trainer::run(const StepInput& input) {
   StepResult result;
   StepSeconds& seconds = result.seconds;
-  Stopwatch watch;
+  clock_.begin();
   const at::Tensor dino_center = state_.dino.state(), ibot_center = state_.ibot.state();
   result.loss_scale = state_.loss_scale;
-  const auto lap = [&](double& section) {
-    watch.lap(section);
+  const auto lap = [&](double StepSeconds::*section) {
+    clock_.lap(section);
     const double waited = units_.take_waited();
-    section -= waited;
+    if (!config_.device.is_cpu()) return;  // the host waits for nothing there
+    seconds.*section -= waited;
     seconds.gather += waited;
   };
   TeacherTargets teacher = teacher_targets(input);
-  lap(seconds.teacher);
+  lap(&StepSeconds::teacher);
 
   at::Tensor values;
   for (std::size_t i = 0; i < input.batches.size(); ++i) {
@@ -263,9 +249,9 @@ StepResult Trainer::run(const StepInput& input) {
       teacher.ibot = {};
       if (!input.statistics) teacher.dino = {};
     }
-    lap(seconds.forward);
+    lap(&StepSeconds::forward);
     losses.total.backward();
-    watch.lap(seconds.backward);
+    clock_.lap(&StepSeconds::backward);
   }
   const std::array<double, kSubmodules> squares = units_.finish_backward();
 
@@ -277,7 +263,8 @@ StepResult Trainer::run(const StepInput& input) {
   sums[kLosses] = input.stop_requested ? 1 : 0;
   std::ranges::copy(squares, sums.begin() + kLosses + 1);
   control_.all_reduce(std::span<double>(sums), comm::ReduceOp::sum);
-  watch.lap(seconds.reduce);
+  clock_.lap(&StepSeconds::reduce);
+  clock_.read(seconds);
 
   result.dino_local = sums[0];
   result.dino_global = sums[1];
@@ -317,7 +304,8 @@ StepResult Trainer::run(const StepInput& input) {
     state_.loss_scale *= 2;
     state_.steady = 0;
   }
-  watch.lap(seconds.update);
+  clock_.lap(&StepSeconds::update);
+  clock_.read(seconds);
   return result;
 }
 

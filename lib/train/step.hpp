@@ -8,6 +8,7 @@
 
 #include "comm/communicator.hpp"
 #include "loss/cross_entropy.hpp"
+#include "train/measure.hpp"
 #include "train/network.hpp"
 #include "train/units.hpp"
 
@@ -41,15 +42,6 @@ struct StepInput {
   bool statistics = false;      ///< also compute StepResult::targets and feature_rank
 };
 
-/// Seconds of this rank by section of an iteration, as the host sees them.
-struct StepSeconds {
-  double gather = 0;   ///< waiting for the weights of the last update
-  double teacher = 0;  ///< its forward, and the targets
-  double forward = 0, backward = 0;
-  double reduce = 0;  ///< completing the gradients' reduction, and the reduction of losses and norms
-  double update = 0;
-};
-
 enum class StepVerdict : std::uint8_t {
   updated,  ///< all is finite
   /// Float16 gradients were not finite: no update of the student, and the loss scale is halved. As in the published
@@ -68,7 +60,7 @@ struct StepResult {
   bool stop_requested = false;                                  ///< by any rank
   std::optional<loss::TargetStatistics> targets;                ///< of the DINO targets
   double feature_rank = 0;  ///< exp of the entropy of the teacher class tokens' normalised squared singular values
-  StepSeconds seconds;      ///< of this rank
+  StepSeconds seconds;      ///< of this rank; on a GPU, `update` is that of the iteration before
 };
 
 /// The training state that is the same on all ranks and not part of the units.
@@ -97,7 +89,6 @@ class Trainer {
  private:
   struct TeacherTargets;
   struct Losses;
-  at::Tensor on_device(const at::Tensor& host) const;
   TeacherTargets teacher_targets(const StepInput& input);
   Losses student_losses(const MicroBatch& batch, const at::Tensor& masked, TeacherTargets& teacher, std::int64_t group);
 
@@ -109,6 +100,7 @@ class Trainer {
   ObjectiveConfig objective_;
   UnitsConfig config_;
   TrainerState state_;
+  SectionClock clock_;
 };
 
 /// The crops of one resolution on this rank: `images` images in groups of `group`, each with `crops` crops, crop-major.

@@ -69,6 +69,22 @@ TEST_CASE("metrics: iterations that overflow float16 are counted in the next lin
   CHECK(std::ssize(lines) + overflows == 30);
 }
 
+TEST_CASE("metrics: sections are parts of their iterations") {
+  if (testing::world().size() > 2) return;
+  core::Options options = small_options();
+  options.set("train.log_period", std::int64_t{2});
+  for (const nlohmann::json& line : metrics_of(options)) {
+    double sum = line.at("data_wait").get<double>() * line.at("seconds_iteration").get<double>();
+    for (const std::string name : {"gather", "teacher", "forward", "backward", "reduce", "update"}) {
+      CAPTURE(name);
+      const double seconds = line.at("seconds_" + name);
+      CHECK((name == "gather" ? seconds >= 0 : seconds > 0));
+      sum += seconds;
+    }
+    CHECK(sum <= line.at("seconds_iteration").get<double>());
+  }
+}
+
 TEST_CASE("metrics: an iteration that is not finite is a line with its samples, and is counted in the next") {
   auto& world = testing::world();
   if (world.size() > 2) return;
