@@ -181,7 +181,11 @@ TEST_CASE("KoLeo is minus the log distance to the nearest neighbour within group
   const at::Tensor x = at::tensor({1.0F, 0.0F, 0.0F, 2.0F, -3.0F, 0.0F, 0.0F, -1.0F}).view({4, 2});
   CHECK(loss::koleo(x, 4).item<double>() == doctest::Approx(-0.5 * std::log(2.0)).epsilon(1e-5));
   CHECK(loss::koleo(x, 2).item<double>() == doctest::Approx(-0.5 * std::log(2.0)).epsilon(1e-5));
-  CHECK(loss::koleo(x, 1).item<double>() == 0);
+  const at::Tensor alone = x.clone().requires_grad_();
+  const at::Tensor constant = loss::koleo(alone, 1);
+  constant.backward();
+  CHECK(constant.item<double>() == doctest::Approx(-std::log(1e-8 * (std::sqrt(2.0) + 1))).epsilon(1e-5));
+  CHECK(alone.grad().abs().max().item<double>() == 0);
   CHECK(std::isfinite(loss::koleo(at::ones({4, 2}), 4).item<double>()));
 }
 
