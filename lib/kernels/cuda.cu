@@ -71,14 +71,11 @@ struct Exponentials {
   }
   __device__ float log() const { return largest + logf(sum); }
 };
-__device__ float log_sum_exp_over_block(Exponentials e) {
-  return over_block(e,
-                    [](Exponentials x, Exponentials y) {
-                      const float largest = fmaxf(x.largest, y.largest);
-                      return Exponentials{largest,
-                                          x.sum * expf(x.largest - largest) + y.sum * expf(y.largest - largest)};
-                    })
-      .log();
+__device__ Exponentials exponentials_over_block(Exponentials e) {
+  return over_block(e, [](Exponentials x, Exponentials y) {
+    const float largest = fmaxf(x.largest, y.largest);
+    return Exponentials{largest, x.sum * expf(x.largest - largest) + y.sum * expf(y.largest - largest)};
+  });
 }
 
 template <class Gradient, class Compute>
@@ -105,9 +102,10 @@ __global__ void target_rows(TargetRows k, float scale, float weight) {
   const T* x = static_cast<const T*>(k.logits) + begin;
   Exponentials e;
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads) e.add(widen(x[i]) * scale + k.shift[i]);
-  const float normaliser = log_sum_exp_over_block(e);
+  e = exponentials_over_block(e);
+  const float factor = weight / e.sum;
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads) {
-    const float value = weight * expf(widen(x[i]) * scale + k.shift[i] - normaliser);
+    const float value = factor * expf(widen(x[i]) * scale + k.shift[i] - e.largest);
     k.output[begin + i] = k.accumulate ? k.output[begin + i] + value : value;
   }
 }
@@ -122,12 +120,13 @@ __global__ void cross_entropy_rows(CrossEntropyRows k, float factor) {
     e.add(s[i] * factor);
     dot += target[i] * s[i];
   }
-  const float normaliser = log_sum_exp_over_block(e), weight = k.row_weight[blockIdx.x];
+  e = exponentials_over_block(e);
+  const float weight = k.row_weight[blockIdx.x];
   dot = sum_over_block(dot).a;
   const auto mass = static_cast<float>(k.mass);
-  if (threadIdx.x == 0) k.loss[blockIdx.x] = weight * (mass * normaliser - dot * factor);
+  if (threadIdx.x == 0) k.loss[blockIdx.x] = weight * (mass * e.log() - dot * factor);
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads)
-    s[i] = k.scale[i] * weight * factor * (mass * expf(s[i] * factor - normaliser) - target[i]);
+    s[i] = k.scale[i] * weight * factor * (mass / e.sum * expf(s[i] * factor - e.largest) - target[i]);
 }
 
 template <class T>
@@ -135,8 +134,8 @@ __global__ void row_log_sum_exp(RowLogSumExp k, float scale) {
   const T* x = static_cast<const T*>(k.logits) + blockIdx.x * k.prototypes;
   Exponentials e;
   for (std::int64_t i = threadIdx.x; i < k.prototypes; i += kThreads) e.add(widen(x[i]) * scale + k.shift[i]);
-  const float result = log_sum_exp_over_block(e);
-  if (threadIdx.x == 0) k.output[blockIdx.x] = result;
+  e = exponentials_over_block(e);
+  if (threadIdx.x == 0) k.output[blockIdx.x] = e.log();
 }
 
 template <class T>
