@@ -276,18 +276,6 @@ at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activati
   return AddLinear::apply(x, input, if_defined(input_bias), weight, bias, if_defined(gamma), rows, activation, fast);
 }
 
-at::Tensor weight_norm(const at::Tensor& gain, const at::Tensor& direction, at::ScalarType type) {
-  at::Tensor output = at::empty(direction.sizes(), direction.options().dtype(type));
-  kernels::run(kernel_device(direction), kernels::WeightNorm{.rows = direction.size(0),
-                                                             .dim = direction.size(1),
-                                                             .type = kernel_type(direction),
-                                                             .output_type = kernel_type(output),
-                                                             .gain = gain.const_data_ptr(),
-                                                             .direction = direction.const_data_ptr(),
-                                                             .output = output.mutable_data_ptr()});
-  return output;
-}
-
 at::Tensor fused_gelu(const at::Tensor& x) {
   return GeluFunction::apply(x.contiguous());
 }

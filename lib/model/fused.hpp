@@ -37,10 +37,6 @@ at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activati
                       const at::Tensor& input_bias, const at::Tensor& weight, const at::Tensor& bias,
                       const at::Tensor& gamma, bool fast);
 
-/// gain * direction / |direction|, row by row, without gradients: gain [K, 1], direction [K, b]; returns [K, b] of
-/// `type`, whatever theirs is.
-at::Tensor weight_norm(const at::Tensor& gain, const at::Tensor& direction, at::ScalarType type);
-
 /// Exact GELU, differentiable. Keeps x.
 at::Tensor fused_gelu(const at::Tensor& x);
 

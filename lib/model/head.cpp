@@ -46,7 +46,15 @@ at::Tensor ProjectionHead::embed(const at::Tensor& x) const {
 }
 
 at::Tensor Prototypes::effective(at::ScalarType type) const {
-  return weight_norm(gain, direction, type);
+  at::Tensor output = at::empty(direction.sizes(), direction.options().dtype(type));
+  kernels::run(kernel_device(direction), kernels::WeightNorm{.rows = direction.size(0),
+                                                             .dim = direction.size(1),
+                                                             .type = kernel_type(direction),
+                                                             .output_type = kernel_type(output),
+                                                             .gain = gain.const_data_ptr(),
+                                                             .direction = direction.const_data_ptr(),
+                                                             .output = output.mutable_data_ptr()});
+  return output;
 }
 
 }  // namespace allosaur::model

@@ -19,7 +19,7 @@ struct HeadConfig {
 struct Prototypes {
   at::Tensor gain, direction;  // last_layer.weight_g [K, 1], weight_v [K, b]
 
-  /// [K, b] of `type`, without gradients.
+  /// [K, b] of `type`, whatever theirs is; without gradients.
   at::Tensor effective(at::ScalarType type) const;
 };
 

@@ -268,10 +268,10 @@ LoopResult pretrain(LoopContext& context, const TrainConfig& config, std::shared
   comm::Communicator& group = context.group;
   const at::Device device = config.units.device;
   const double memory_before = peak_memory_bytes(device);
+  core::return_freed_memory();  // the networks' own parameters, once they are in the units
   const FrozenTeacher frozen = frozen_teacher(config, context);
   Checkpoints checkpoints(group, context.directory / "checkpoints", {config.batch_size, frozen.fingerprint},
                           context.log, context.watchdog);
-  core::return_freed_memory();  // the networks' own parameters, once they are in the units
   Network student(config.network), ema(config.network);
   if (!checkpoints.any()) initialise(student, ema, config, context);  // else the checkpoint fills them
   Units units(context.device_group, student, ema, config.units);

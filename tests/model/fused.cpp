@@ -8,6 +8,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "devices.hpp"
+#include "model/head.hpp"
 #include "testing.hpp"
 
 namespace allosaur {
@@ -121,13 +122,14 @@ TEST_CASE("fused branches give the same without gradients") {
   });
 }
 
-TEST_CASE("fused weight normalisation equals LibTorch's operators") {
+TEST_CASE("effective prototypes are those of LibTorch's operators") {
   at::manual_seed(2);
   const at::Tensor gain = at::rand({70, 1}) + 0.5, direction = at::randn({70, 300});
   for (const at::Device device : testing::devices())
     for (const auto& [type, tolerance] : {std::pair{at::kFloat, 1e-6}, {at::kHalf, 1e-3}, {at::kBFloat16, 8e-3}}) {
       const at::Tensor g = gain.to(device, type), v = direction.to(device, type), wide = v.to(at::kDouble);
-      compare({model::weight_norm(g, v, at::kFloat)}, {wide * (g.to(at::kDouble) / wide.norm(2, 1, true))}, tolerance);
+      compare({model::Prototypes{g, v}.effective(at::kFloat)}, {wide * (g.to(at::kDouble) / wide.norm(2, 1, true))},
+              tolerance);
     }
 }
 
