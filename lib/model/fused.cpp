@@ -167,12 +167,13 @@ at::Tensor activated_backward(Activation activation, const at::Tensor& input, co
 struct AddLinear : torch::autograd::Function<AddLinear> {
   static at::Tensor forward(AutogradContext* context, at::Tensor x, const at::Tensor& input,
                             const std::optional<at::Tensor>& input_bias, const at::Tensor& weight,
-                            const at::Tensor& bias, const std::optional<at::Tensor>& layer_scale, const Rows& rows,
-                            Activation activation, bool fast) {
-    const at::Tensor gamma = as_floats(layer_scale.value_or(at::Tensor())), offset = as_floats(bias);
+                            const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& layer_scale,
+                            const Rows& rows, Activation activation, bool fast) {
+    const at::Tensor gamma = as_floats(layer_scale.value_or(at::Tensor()));
+    const at::Tensor offset = as_floats(bias.value_or(at::Tensor()));
     const at::Tensor input_offset = as_floats(input_bias.value_or(at::Tensor()));
     context->mark_dirty({x});
-    context->save_for_backward({input, weight, bias, gamma, rows.index, rows.scale, input_offset});
+    context->save_for_backward({input, weight, offset, gamma, rows.index, rows.scale, input_offset});
     context->saved_data["activation"] = static_cast<std::int64_t>(activation);
     context->saved_data["fast"] = fast;
     context->saved_data["vary"] = rows.vary;
@@ -214,17 +215,18 @@ struct AddLinear : torch::autograd::Function<AddLinear> {
                                                                 .output = grad.mutable_data_ptr()});
     }
     const Products products(context->saved_data["fast"].toBool(), context->saved_data["vary"].toBool());
-    at::Tensor grad_weight = products.of(grad.t(), activated(activation, input, input_bias)), grad_bias = grad.sum(0),
-               grad_gamma;
+    at::Tensor grad_weight = products.of(grad.t(), activated(activation, input, input_bias)), grad_bias, grad_gamma;
+    if (bias.defined()) grad_bias = grad.sum(0);
     at::Tensor scaled_weight = weight;
     if (gamma.defined()) {
       // gamma_j multiplies row j of weight and bias, so its gradient comes from theirs and no output need be kept.
-      grad_gamma = (as_floats(grad_weight) * weight).sum(1) + as_floats(grad_bias) * bias;
+      grad_gamma = (as_floats(grad_weight) * weight).sum(1);
+      if (bias.defined()) grad_gamma.addcmul_(as_floats(grad_bias), bias);
       if (unit.defined()) grad_gamma.div_(unit);
       const at::Tensor column = relative.unsqueeze(1).to(weight.scalar_type());
       scaled_weight = weight * column;
       grad_weight.mul_(column);
-      grad_bias.mul_(relative);
+      if (bias.defined()) grad_bias.mul_(relative);
     }
     const at::Tensor grad_input = activated_backward(activation, input, input_bias, products.of(grad, scaled_weight));
     const at::Tensor grad_input_bias = input_bias.defined() ? grad_input.sum(0) : at::Tensor();
@@ -273,7 +275,8 @@ at::Tensor norm_linear(const at::Tensor& x, const Rows& rows, const at::Tensor& 
 at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activation, const at::Tensor& input,
                       const at::Tensor& input_bias, const at::Tensor& weight, const at::Tensor& bias,
                       const at::Tensor& gamma, bool fast) {
-  return AddLinear::apply(x, input, if_defined(input_bias), weight, bias, if_defined(gamma), rows, activation, fast);
+  return AddLinear::apply(x, input, if_defined(input_bias), weight, if_defined(bias), if_defined(gamma), rows,
+                          activation, fast);
 }
 
 at::Tensor fused_gelu(const at::Tensor& x) {

@@ -31,8 +31,8 @@ at::Tensor norm_linear(const at::Tensor& x, const Rows& rows, const at::Tensor& 
 enum class Activation : std::uint8_t { none, gelu, swiglu };
 
 /// x[rows] += scale * gamma * linear(activation(input + input_bias)), in place, so that x must be no leaf and no view;
-/// returns x. x [T, D], input [n, in] (swiglu: [n, 2 in]), input_bias as wide, or undefined as it is without an
-/// activation; weight [D, in], gamma [D] or undefined. Keeps the input.
+/// returns x. x [T, D], input [n, in] (swiglu: [n, 2 in]), input_bias as wide or undefined, as it is without an
+/// activation; weight [D, in], bias and gamma [D] or undefined. Keeps the input.
 at::Tensor add_linear(const at::Tensor& x, const Rows& rows, Activation activation, const at::Tensor& input,
                       const at::Tensor& input_bias, const at::Tensor& weight, const at::Tensor& bias,
                       const at::Tensor& gamma, bool fast);

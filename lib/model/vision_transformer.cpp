@@ -110,14 +110,16 @@ VisionTransformer::VisionTransformer(const VitConfig& config) : config_(config) 
     if (config.layer_scale != 0)
       for (at::Tensor* gamma : {&block.ls1_gamma, &block.ls2_gamma}) *gamma = at::zeros({dim});
     block.qkv_weight = at::zeros({3 * dim, dim});
-    block.qkv_bias = at::zeros({3 * dim});
+    if (config.qkv_bias) block.qkv_bias = at::zeros({3 * dim});
     block.proj_weight = at::zeros({dim, dim});
-    block.proj_bias = at::zeros({dim});
+    if (config.proj_bias) block.proj_bias = at::zeros({dim});
     const std::int64_t in = config.swiglu ? 2 * hidden : hidden;
     block.in_weight = at::zeros({in, dim});
-    block.in_bias = at::zeros({in});
     block.out_weight = at::zeros({dim, hidden});
-    block.out_bias = at::zeros({dim});
+    if (config.ffn_bias) {
+      block.in_bias = at::zeros({in});
+      block.out_bias = at::zeros({dim});
+    }
   }
   norm_weight_ = at::zeros({dim});
   norm_bias_ = at::zeros({dim});

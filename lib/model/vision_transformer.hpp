@@ -16,6 +16,7 @@ struct VitConfig {
   int embed_dim = 1024, depth = 24, num_heads = 16;
   double mlp_ratio = 4.0;
   bool swiglu = false;
+  bool qkv_bias = true, proj_bias = true, ffn_bias = true;
   int num_register_tokens = 0;
   double layer_scale = 1e-5;  ///< initial gamma; 0 = no LayerScale
   bool interpolate_antialias = false;

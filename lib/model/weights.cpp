@@ -44,6 +44,9 @@ VitConfig infer_config(const io::NamedTensors& tensors, const std::string& where
   config.depth = 0;
   while (by_name.contains(fmt::format("blocks.{}.norm1.weight", config.depth))) ++config.depth;
   config.swiglu = by_name.contains("blocks.0.mlp.w12.weight");
+  config.qkv_bias = by_name.contains("blocks.0.attn.qkv.bias");
+  config.proj_bias = by_name.contains("blocks.0.attn.proj.bias");
+  config.ffn_bias = by_name.contains(config.swiglu ? "blocks.0.mlp.w3.bias" : "blocks.0.mlp.fc2.bias");
   config.layer_scale = by_name.contains("blocks.0.ls1.gamma") ? 1.0 : 0.0;
   if (!config.swiglu && config.depth > 0)
     config.mlp_ratio = static_cast<double>(need("blocks.0.mlp.fc1.weight", 2).size(0)) / config.embed_dim;
@@ -145,6 +148,9 @@ std::string to_json(const VitConfig& c) {
                         {"num_heads", c.num_heads},
                         {"mlp_ratio", c.mlp_ratio},
                         {"swiglu", c.swiglu},
+                        {"qkv_bias", c.qkv_bias},
+                        {"proj_bias", c.proj_bias},
+                        {"ffn_bias", c.ffn_bias},
                         {"num_register_tokens", c.num_register_tokens},
                         {"layer_scale", c.layer_scale},
                         {"interpolate_antialias", c.interpolate_antialias},
@@ -158,7 +164,11 @@ VitConfig vit_from_json(const std::string& text) {
     VitConfig c;
     json.at("image_size").get_to(c.image_size);
     json.at("patch_size").get_to(c.patch_size);
-    c.in_channels = json.value("in_channels", c.in_channels);  // the first files of ours did not say
+    // The first files of ours did not say these.
+    c.in_channels = json.value("in_channels", c.in_channels);
+    c.qkv_bias = json.value("qkv_bias", c.qkv_bias);
+    c.proj_bias = json.value("proj_bias", c.proj_bias);
+    c.ffn_bias = json.value("ffn_bias", c.ffn_bias);
     json.at("embed_dim").get_to(c.embed_dim);
     json.at("depth").get_to(c.depth);
     json.at("num_heads").get_to(c.num_heads);

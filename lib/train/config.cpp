@@ -61,6 +61,9 @@ model::VitConfig backbone_config(const core::Options& options) {
   vit.image_size = options.small_integer("crops.global_crops_size");
   vit.patch_size = options.small_integer("student.patch_size");
   vit.swiglu = options.text("student.ffn_layer") != "mlp";
+  vit.qkv_bias = options.flag("student.qkv_bias");
+  vit.proj_bias = options.flag("student.proj_bias");
+  vit.ffn_bias = options.flag("student.ffn_bias");
   vit.num_register_tokens = options.small_integer("student.num_register_tokens");
   vit.layer_scale = options.number("student.layerscale");
   vit.interpolate_antialias = options.flag("student.interpolate_antialias");
@@ -190,6 +193,9 @@ void declare_options(core::Options& o) {
   o.add("student.layerscale", 1e-5, "Initial LayerScale; 0 = none").at_least(0);
   o.add("student.ffn_layer", std::string("mlp"), "mlp, or swiglu (swiglufused is the same)")
       .one_of({"mlp", "swiglu", "swiglufused"});
+  o.add("student.qkv_bias", true, "Biases of queries, keys and values");
+  o.add("student.proj_bias", true, "Biases of attention's output layer");
+  o.add("student.ffn_bias", true, "Biases of the feed-forward layers");
   o.add("student.num_register_tokens", std::int64_t{0}, "Register tokens").at_least(0).fits_int();
   o.add("student.interpolate_antialias", false, "Antialias when resizing position embeddings");
   o.add("student.interpolate_offset", 0.1, "Offset of the scale when resizing position embeddings; 0 = resize by size")

@@ -11,8 +11,8 @@ namespace allosaur::train {
 
 namespace {
 
-std::int64_t linear_parameters(std::int64_t in, std::int64_t out) {
-  return in * out + out;
+std::int64_t linear_parameters(std::int64_t in, std::int64_t out, bool bias = true) {
+  return in * out + (bias ? out : 0);
 }
 
 std::vector<Plan::Unit> units_of(const NetworkConfig& network) {
@@ -20,9 +20,11 @@ std::vector<Plan::Unit> units_of(const NetworkConfig& network) {
   const std::int64_t dim = vit.embed_dim, hidden = vit.hidden_dim(), grid = vit.grid();
   const std::int64_t pixels = std::int64_t{vit.in_channels} * vit.patch_size * vit.patch_size;
   const std::int64_t tokens = 1 + (1 + grid * grid) + vit.num_register_tokens + 1;  // class, positions, registers, mask
-  const std::int64_t block = 4 * dim + (vit.layer_scale != 0 ? 2 * dim : 0) + linear_parameters(dim, 3 * dim) +
-                             linear_parameters(dim, dim) + linear_parameters(dim, vit.swiglu ? 2 * hidden : hidden) +
-                             linear_parameters(hidden, dim);
+  const std::int64_t block = 4 * dim + (vit.layer_scale != 0 ? 2 * dim : 0) +
+                             linear_parameters(dim, 3 * dim, vit.qkv_bias) +
+                             linear_parameters(dim, dim, vit.proj_bias) +
+                             linear_parameters(dim, vit.swiglu ? 2 * hidden : hidden, vit.ffn_bias) +
+                             linear_parameters(hidden, dim, vit.ffn_bias);
   std::vector<Plan::Unit> units{{"backbone.patch_embed", tokens * dim + linear_parameters(pixels, dim)}};
   for (int i = 0; i < vit.depth; ++i) units.push_back({fmt::format("backbone.blocks.{}", i), block});
   units.push_back({"backbone.norm", 2 * dim});

@@ -28,7 +28,7 @@ from torch.nn import functional
 DEFAULTS = {
     "student": {"arch": "recording", "embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 14,
                 "drop_path_rate": 0.0, "drop_path_uniform": True, "layerscale": 1e-5, "ffn_layer": "mlp",
-                "block_chunks": 0, "num_register_tokens": 0, "interpolate_antialias": False,
+                "qkv_bias": True, "proj_bias": True, "ffn_bias": True, "block_chunks": 0, "num_register_tokens": 0, "interpolate_antialias": False,
                 "interpolate_offset": 0.1},
     "teacher": {"momentum_teacher": 0.992, "final_momentum_teacher": 1, "warmup_teacher_temp": 0.04,
                 "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30},
@@ -108,8 +108,10 @@ def parameter_shapes(config):
         shapes["backbone.register_tokens"] = (1, student["num_register_tokens"], dim)
     shapes["backbone.mask_token"] = (1, dim)
 
-    def linear(name, outputs, inputs):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+    def linear(name, outputs, inputs, bias=True):
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
 
     def norm(name):
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (dim,)
@@ -118,18 +120,18 @@ def parameter_shapes(config):
     shapes["backbone.patch_embed.proj.bias"] = (dim,)
     for block in block_names(config):
         norm(f"{block}.norm1")
-        linear(f"{block}.attn.qkv", 3 * dim, dim)
-        linear(f"{block}.attn.proj", dim, dim)
+        linear(f"{block}.attn.qkv", 3 * dim, dim, student["qkv_bias"])
+        linear(f"{block}.attn.proj", dim, dim, student["proj_bias"])
         if student["layerscale"]:
             shapes[f"{block}.ls1.gamma"] = (dim,)
         norm(f"{block}.norm2")
         if is_swiglu(config):
             hidden = (4 * dim * 2 // 3 + 7) // 8 * 8
-            linear(f"{block}.mlp.w12", 2 * hidden, dim)
-            linear(f"{block}.mlp.w3", dim, hidden)
+            linear(f"{block}.mlp.w12", 2 * hidden, dim, student["ffn_bias"])
+            linear(f"{block}.mlp.w3", dim, hidden, student["ffn_bias"])
         else:
-            linear(f"{block}.mlp.fc1", 4 * dim, dim)
-            linear(f"{block}.mlp.fc2", dim, 4 * dim)
+            linear(f"{block}.mlp.fc1", 4 * dim, dim, student["ffn_bias"])
+            linear(f"{block}.mlp.fc2", dim, 4 * dim, student["ffn_bias"])
         if student["layerscale"]:
             shapes[f"{block}.ls2.gamma"] = (dim,)
     norm("backbone.norm")
@@ -193,7 +195,7 @@ def backbone(w, config, images, masks=None, kept=None):
     registers = student["num_register_tokens"]
 
     def linear(x, name):
-        return functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
     def norm(x, name):
         return functional.layer_norm(x, (dim,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)

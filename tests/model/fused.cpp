@@ -19,14 +19,15 @@ using Tensors = std::vector<at::Tensor>;
 /// A residual branch x[rows] += scale * gamma * linear(activation(linear(layer_norm(x[rows])))) and its inputs.
 struct Branch {
   model::Activation activation;
-  bool chosen, layer_scale;
+  bool chosen, layer_scale, biased;
   at::Device device;
   Tensors inputs;  // x, norm weight and bias, first weight and bias, second weight and bias, gamma
   model::Rows rows;
   at::Tensor grad;
 
-  Branch(model::Activation which, bool chosen_rows, bool with_gamma, at::Device where, std::int64_t dim)
-      : activation(which), chosen(chosen_rows), layer_scale(with_gamma), device(where) {
+  Branch(model::Activation which, bool chosen_rows, bool with_gamma, bool with_biases, at::Device where,
+         std::int64_t dim)
+      : activation(which), chosen(chosen_rows), layer_scale(with_gamma), biased(with_biases), device(where) {
     at::manual_seed(5);
     const std::int64_t tokens = 11, inner = 20, hidden = activation == model::Activation::swiglu ? 40 : inner;
     inputs = {at::randn({tokens, dim}) * 2 + 1,
@@ -42,13 +43,15 @@ struct Branch {
     grad = at::randn({tokens, dim}).to(device);
   }
 
+  at::Tensor bias(const at::Tensor& tensor) const { return biased ? tensor : at::Tensor(); }
+
   /// With LibTorch's own operators.
   at::Tensor plain(const Tensors& in) const {
     at::Tensor y = chosen ? in[0].index_select(0, rows.index) : in[0];
-    y = at::linear(at::layer_norm(y, {in[0].size(1)}, in[1], in[2], model::kNormEps), in[3], in[4]);
+    y = at::linear(at::layer_norm(y, {in[0].size(1)}, in[1], in[2], model::kNormEps), in[3], bias(in[4]));
     if (activation == model::Activation::gelu) y = at::gelu(y);
     if (activation == model::Activation::swiglu) y = at::silu(y.chunk(2, 1)[0]) * y.chunk(2, 1)[1];
-    y = at::linear(y, in[5], in[6]);
+    y = at::linear(y, in[5], bias(in[6]));
     if (layer_scale) y = y * in[7];
     return chosen ? in[0].index_add(0, rows.index, y * rows.scale.to(y.dtype()).unsqueeze(1)) : in[0] + y;
   }
@@ -57,9 +60,10 @@ struct Branch {
     const at::Tensor x = in[0].clone();
     // The first bias goes with either half; without an activation only the first half takes it.
     const bool with_activation = activation != model::Activation::none;
-    const at::Tensor none, first = with_activation ? none : in[4], second = with_activation ? in[4] : none;
+    const at::Tensor none, first = with_activation ? none : bias(in[4]), second = with_activation ? bias(in[4]) : none;
     const at::Tensor hidden = model::norm_linear(x, rows, in[1], in[2], in[3], first, false);
-    return model::add_linear(x, rows, activation, hidden, second, in[5], in[6], layer_scale ? in[7] : none, false);
+    return model::add_linear(x, rows, activation, hidden, second, in[5], bias(in[6]), layer_scale ? in[7] : none,
+                             false);
   }
 
   /// The output and the gradients of all inputs, of numbers rounded to `type`.
@@ -90,11 +94,13 @@ void for_branches(const std::function<void(const Branch&)>& check) {
     for (const std::int64_t dim : {24, 384, 1537})
       for (const auto activation : {model::Activation::none, model::Activation::gelu, model::Activation::swiglu})
         for (const bool chosen : {false, true})
-          for (const bool layer_scale : {false, true}) {
-            CAPTURE(device.str());
-            CAPTURE(dim);
-            check(Branch(activation, chosen, layer_scale, device, dim));
-          }
+          for (const bool layer_scale : {false, true})
+            for (const bool biased : {false, true}) {
+              CAPTURE(device.str());
+              CAPTURE(dim);
+              CAPTURE(biased);
+              check(Branch(activation, chosen, layer_scale, biased, device, dim));
+            }
 }
 
 TEST_CASE("fused residual branches equal LibTorch's operators in float64, with all gradients") {

@@ -214,6 +214,27 @@ TEST_CASE("weights survive a file, and what does not fit is named") {
   CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("is missing"), core::StorageError);
 }
 
+TEST_CASE("networks without biases, in files too") {
+  const testing::TemporaryDirectory folder;
+  const auto file = folder.path() / "backbone.safetensors";
+  for (const bool swiglu : {false, true}) {
+    model::VitConfig config = tiny();
+    config.num_heads = 1;
+    config.swiglu = swiglu;
+    config.qkv_bias = config.proj_bias = config.ffn_bias = false;
+    const auto backbone = model::new_backbone(config, 3);
+    model::save_backbone(file, *backbone);
+    io::Safetensors content = io::read_safetensors(file);
+    CHECK(content.find("blocks.0.attn.qkv.bias") == nullptr);
+    CHECK(model::fingerprint(*model::load_backbone(file)) == model::fingerprint(*backbone));
+    io::write_safetensors(file, content.tensors, {});  // it is seen from the weights, then
+    CHECK(model::fingerprint(*model::load_backbone(file)) == model::fingerprint(*backbone));
+    content.tensors.emplace_back("blocks.1.attn.qkv.bias", at::zeros({72}));
+    io::write_safetensors(file, content.tensors, {});
+    CHECK_THROWS_WITH_AS(model::load_backbone(file), doctest::Contains("blocks.1.attn.qkv.bias"), core::StorageError);
+  }
+}
+
 TEST_CASE("weights of PyTorch: the teacher of a training, half and chunked, and a model beside its optimiser") {
   const auto folder = testing::data_directory() / "weights";
   const auto teacher = model::load_backbone(folder / "teacher_checkpoint.pth"),

@@ -157,9 +157,15 @@ train::NetworkConfig network_config(const json& config, const Recorded& init, co
   vit.embed_dim = rows("norm.weight");
   vit.depth = 0;
   while (init.find(fmt::format("student.backbone.blocks.{}.norm1.weight", vit.depth)) != nullptr) ++vit.depth;
-  vit.swiglu = init.find("student.backbone.blocks.0.mlp.w12.weight") != nullptr;
+  const auto has = [&](const char* name) {
+    return init.find(std::string("student.backbone.blocks.0.") + name) != nullptr;
+  };
+  vit.swiglu = has("mlp.w12.weight");
   if (!vit.swiglu) vit.mlp_ratio = static_cast<double>(rows("blocks.0.mlp.fc1.weight")) / vit.embed_dim;
-  vit.layer_scale = init.find("student.backbone.blocks.0.ls1.gamma") != nullptr ? 1 : 0;
+  vit.qkv_bias = has("attn.qkv.bias");
+  vit.proj_bias = has("attn.proj.bias");
+  vit.ffn_bias = has(vit.swiglu ? "mlp.w3.bias" : "mlp.fc2.bias");
+  vit.layer_scale = has("ls1.gamma") ? 1 : 0;
   vit.num_register_tokens = count(student, "num_register_tokens", 0);
   vit.interpolate_antialias = student.at("interpolate_antialias");
   vit.interpolate_offset = student.at("interpolate_offset");

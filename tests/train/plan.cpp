@@ -62,6 +62,8 @@ TEST_CASE("plan: parameters of each unit are those of the network that is built"
         {"--student.ffn_layer=swiglu", "--student.num_register_tokens=4"},
         {"--student.layerscale=0", "--ibot.separate_head=true", "--ibot.head_n_prototypes=64"},
         {"--dino.head_nlayers=1", "--crops.global_crops_size=64"},
+        {"--student.qkv_bias=false"},
+        {"--student.proj_bias=false", "--student.ffn_bias=false"},
         {"--data.channels=5"}}) {
     std::vector<std::string> all{"--student.embed_dim=24",    "--student.depth=2",
                                  "--student.num_heads=3",     "--dino.head_n_prototypes=32",
