@@ -29,7 +29,7 @@ at::Tensor finished(const data::AugmentConfig& config, const testing::Executor& 
   const at::Tensor work = values.to(device, at::kByte, /*non_blocking=*/false, /*copy=*/true);
   const at::Tensor workspace = at::empty({work.size(0), work.size(2), work.size(3)}, mean.options());
   at::Tensor bytes = at::empty({static_cast<std::int64_t>(recipes.size_bytes())}, at::kByte);
-  std::memcpy(bytes.data_ptr(), recipes.data(), bytes.nbytes());
+  if (!recipes.empty()) std::memcpy(bytes.data_ptr(), recipes.data(), bytes.nbytes());
   bytes = bytes.to(device);
   const at::Tensor out = at::full(work.sizes(), -100, work.options().dtype(config.type));
   run(kernels::FinishCrops{.crops = work.size(0),

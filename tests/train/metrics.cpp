@@ -74,7 +74,7 @@ TEST_CASE("metrics: sections are parts of their iterations") {
   core::Options options = small_options();
   options.set("train.log_period", std::int64_t{2});
   for (const nlohmann::json& line : metrics_of(options)) {
-    double sum = line.at("data_wait").get<double>() * line.at("seconds_iteration").get<double>();
+    double sum = 0;
     for (const std::string name : {"gather", "teacher", "forward", "backward", "reduce", "update"}) {
       CAPTURE(name);
       const double seconds = line.at("seconds_" + name);
