@@ -215,6 +215,7 @@ Outcome pretrain(Context& context) {
   ComputeDevice device(context, "train.device");
   config.units.device = device.device();
   config.loader.pinned = config.units.device.is_cuda();
+  if (config.units.device.is_cuda()) config.network.fast_products = false;  // a GPU has TF32
 
   train::LoopContext loop{world,        device.group(),   context.log, run.metrics(),
                           context.stop, context.watchdog, run.path()};

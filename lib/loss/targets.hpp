@@ -41,7 +41,7 @@ class Center {
   void restore(const at::Tensor& state);
 
  private:
-  at::Tensor center_, pending_;
+  at::Tensor center_, pending_;  // replaced and never written to, so that a copy keeps what it has
   double momentum_;
 };
 

@@ -227,7 +227,7 @@ StepResult Trainer::run(const StepInput& input) {
   StepResult result;
   StepSeconds& seconds = result.seconds;
   clock_.begin();
-  const at::Tensor dino_center = state_.dino.state(), ibot_center = state_.ibot.state();
+  const loss::Center dino_center = state_.dino, ibot_center = state_.ibot;
   result.loss_scale = state_.loss_scale;
   const auto lap = [&](double StepSeconds::*section) {
     clock_.lap(section);
@@ -290,8 +290,8 @@ StepResult Trainer::run(const StepInput& input) {
       state_.loss_scale /= 2;
       units_.update_teacher(input.schedule.momentum);
     } else {
-      state_.dino.restore(dino_center);
-      state_.ibot.restore(ibot_center);
+      state_.dino = dino_center;
+      state_.ibot = ibot_center;
     }
     return result;
   }

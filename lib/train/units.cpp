@@ -195,7 +195,7 @@ std::array<double, kSubmodules> Units::finish_backward() {
     const at::Tensor gradient = (*unit)->gradient_slice.to(at::kFloat);
     squares[static_cast<std::int64_t>((*unit)->submodule)] += at::dot(gradient, gradient);
   }
-  squares = squares.cpu();  // the one synchronisation with a device
+  squares = squares.cpu();  // here a device is waited for: what is read next is there
   std::array<double, kSubmodules> result{};
   std::copy_n(squares.data_ptr<double>(), kSubmodules, result.begin());
   return result;
