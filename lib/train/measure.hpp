@@ -17,7 +17,7 @@ double matrix_rate(const UnitsConfig& units, bool fast_products);
 /// Seconds of this rank by section of an iteration.
 struct StepSeconds {
   double gather = 0;   ///< waiting for the weights of the last update; on a GPU part of what waits
-  double teacher = 0;  ///< its forward, and the targets
+  double teacher = 0;  ///< its forward, the targets and their statistics
   double forward = 0, backward = 0;
   double reduce = 0;  ///< completing the gradients' reduction, and the reduction of losses and norms
   double update = 0;

@@ -298,6 +298,7 @@ StepResult Trainer::run(const StepInput& input) {
   if (input.statistics) {
     result.targets = loss::target_statistics(teacher.dino);
     result.feature_rank = effective_rank(teacher.cls);
+    clock_.lap(&StepSeconds::teacher);
   }
   units_.update(input.schedule, scale, ++state_.updates);
   if (config_.precision == Precision::float16 && ++state_.steady == kSteadyUpdates) {
