@@ -28,8 +28,8 @@ from torch.nn import functional
 DEFAULTS = {
     "student": {"arch": "recording", "embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 14,
                 "drop_path_rate": 0.0, "drop_path_uniform": True, "layerscale": 1e-5, "ffn_layer": "mlp",
-                "qkv_bias": True, "proj_bias": True, "ffn_bias": True, "block_chunks": 0, "num_register_tokens": 0, "interpolate_antialias": False,
-                "interpolate_offset": 0.1},
+                "qkv_bias": True, "proj_bias": True, "ffn_bias": True, "block_chunks": 0,
+                "num_register_tokens": 0, "interpolate_antialias": False, "interpolate_offset": 0.1},
     "teacher": {"momentum_teacher": 0.992, "final_momentum_teacher": 1, "warmup_teacher_temp": 0.04,
                 "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30},
     "dino": {"loss_weight": 1.0, "head_n_prototypes": 64, "head_bottleneck_dim": 16, "head_nlayers": 3,
